@@ -1,0 +1,1 @@
+"""Sidestep: novel views of a scene from one photo, by DDIM inversion."""

@@ -1,0 +1,1 @@
+"""Captured scenes on disk, read into `Scene`s."""

@@ -1,0 +1,40 @@
+"""Which device to run on, and in which precision a network runs there."""
+
+import torch
+
+from sidestep.errors import SidestepError
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """The named device, or the best one present: cuda, then mps, then cpu.
+
+    Raises:
+        SidestepError: if `name` is no device, or one that this machine does not have.
+    """
+    if name is not None:
+        try:
+            device = torch.device(name)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).splitlines()[0]
+            raise SidestepError(f"device {name!r} cannot be used here ({reason}); try cpu, cuda or mps") from None
+        return device
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def network_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the processor multiplies it natively, float32 elsewhere.
+
+    On a CPU without such instructions bfloat16 is emulated and slower than float32.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "mps":
+        return torch.float16
+    # A private name, so its absence in another torch release must not break anything.
+    has_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return torch.bfloat16 if has_bf16() else torch.float32
