@@ -1,0 +1,317 @@
+"""COLMAP's sparse models, binary and text: read into frames, and written (text) for other programs.
+
+The formats are those of COLMAP's documentation ("Output format"). Only what a scene needs is read: cameras, poses
+and 3D points; observations are skipped.
+"""
+
+import math
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sidestep.cameras import Camera
+from sidestep.captures.lens import Array, Lens
+from sidestep.captures.scene import Scene, make_frame
+from sidestep.errors import SidestepError
+from sidestep.files import atomic_path
+
+MODEL_FOLDERS = ("sparse/0", "sparse", ".")
+
+# COLMAP's number for each camera model, and what its parameters mean in order.
+_MODELS = {
+    "SIMPLE_PINHOLE": (0, ("f", "cx", "cy")),
+    "PINHOLE": (1, ("fx", "fy", "cx", "cy")),
+    "SIMPLE_RADIAL": (2, ("f", "cx", "cy", "k1")),
+    "RADIAL": (3, ("f", "cx", "cy", "k1", "k2")),
+    "OPENCV": (4, ("fx", "fy", "cx", "cy", "k1", "k2", "p1", "p2")),
+}
+_NAMES = {number: name for name, (number, _) in _MODELS.items()}
+_NAMES |= {5: "OPENCV_FISHEYE", 6: "FULL_OPENCV", 7: "FOV", 8: "SIMPLE_RADIAL_FISHEYE", 9: "RADIAL_FISHEYE"}
+_NAMES |= {10: "THIN_PRISM_FISHEYE", 11: "RAD_TAN_THIN_PRISM_FISHEYE"}
+
+
+@dataclass(frozen=True)
+class Pose:
+    """A photo's entry in the model: its lens's number, and (4, 4) world to camera in OpenCV axes."""
+
+    camera_id: int
+    world_to_camera: Array
+
+
+def find_model(folder: Path) -> Path | None:
+    """The folder of the sparse model in a scene's folder: sparse/0, sparse, or the folder itself."""
+    for name in MODEL_FOLDERS:
+        model = folder / name
+        if any((model / f"images{suffix}").is_file() for suffix in (".bin", ".txt")):
+            return model
+    return None
+
+
+def read_colmap(folder: Path, category: str | None = None) -> Scene:
+    """A scene from a folder with images/ and a sparse model (sparse/0, sparse, or beside images/).
+
+    Raises:
+        SidestepError: naming the file, if there is no model, it is damaged, has a lens that is not supported, or none
+            of its photos are there.
+    """
+    model = find_model(folder)
+    if model is None:
+        raise SidestepError(f"{folder}: no COLMAP model (sparse/0/images.bin or .txt); run COLMAP, or name its folder")
+    lenses = read_lenses(_either(model, "cameras"))
+    images_file = _either(model, "images")
+    frames, missing = [], []
+    for name, pose in sorted(read_poses(images_file).items()):
+        path = folder / "images" / name
+        if not path.is_file():
+            missing.append(name)
+            continue
+        lens = lenses.get(pose.camera_id)
+        if lens is None:
+            raise SidestepError(f"{images_file}: frame {name} has camera {pose.camera_id}, which cameras lacks")
+        frames.append(make_frame(name, path, lens, pose.world_to_camera, images_file))
+    if not frames:
+        raise SidestepError(
+            f"{images_file}: none of its {len(missing)} photos are in {folder / 'images'}; put them there"
+        )
+    has_points = any((model / f"points3D{suffix}").is_file() for suffix in (".bin", ".txt"))
+    points = read_points(_either(model, "points3D")) if has_points else None
+    return Scene(folder.resolve().name, category, tuple(frames), points, tuple(missing))
+
+
+def read_lenses(path: Path) -> dict[int, Lens]:
+    """The cameras of cameras.bin or cameras.txt by their number."""
+    rows: list[tuple[int, str, int, int, tuple[float, ...]]] = []
+    if path.suffix == ".bin":
+        data = _Binary(path)
+        for _ in range(data.count(smallest=24 + 8 * 3)):
+            number, model, width, height = data.take("<IiQQ")
+            name = _NAMES.get(model, f"number {model}")
+            rows.append((number, name, width, height, data.take(f"<{len(_parameters(path, name))}d")))
+    else:
+        for where, line in _lines(path):
+            fields = line.split()
+            with _parsing(where):
+                number, name, width, height = int(fields[0]), fields[1], int(fields[2]), int(fields[3])
+                _parameters(path, name)
+                rows.append((number, name, width, height, tuple(float(value) for value in fields[4:])))
+    return {row[0]: _lens(path, *row) for row in rows}
+
+
+def read_poses(path: Path) -> dict[str, Pose]:
+    """The photos of images.bin or images.txt by file name."""
+    poses: dict[str, Pose] = {}
+    if path.suffix == ".bin":
+        data = _Binary(path)
+        for _ in range(data.count(smallest=4 + 7 * 8 + 4 + 1 + 8)):
+            values = data.take("<I7dI")
+            name = data.text()
+            data.skip(data.count(smallest=24), 24)
+            poses[name] = Pose(values[8], _world_to_camera(path, name, values[1:8]))
+        return poses
+    lines = iter(_lines(path, keep_empty=True))
+    for where, line in lines:
+        if not line:
+            continue
+        with _parsing(where):
+            fields = line.split(maxsplit=9)
+            name, camera_id = fields[9], int(fields[8])
+            values = tuple(float(value) for value in fields[1:8])
+        poses[name] = Pose(camera_id, _world_to_camera(path, name, values))
+        next(lines, None)  # the photo's observations, on a line of their own that may be empty
+    return poses
+
+
+def read_points(path: Path) -> Tensor:
+    """The points of points3D.bin or points3D.txt, (N, 3) float32; points that are not finite are left out."""
+    points: list[tuple[float, ...]] = []
+    if path.suffix == ".bin":
+        data = _Binary(path)
+        for _ in range(data.count(smallest=8 + 3 * 8 + 3 + 8 + 8)):
+            points.append(data.take("<Q3d3Bd")[1:4])
+            data.skip(data.count(smallest=8), 8)
+    else:
+        for where, line in _lines(path):
+            with _parsing(where):
+                _, x, y, z, *_rest = line.split(maxsplit=4)
+                points.append((float(x), float(y), float(z)))
+    tensor = torch.tensor(points, dtype=torch.float32).reshape(-1, 3)
+    return tensor[tensor.isfinite().all(dim=1)]
+
+
+def write_colmap(folder: str | Path, cameras: list[Camera], names: list[str]) -> None:
+    """Writes cameras as a COLMAP text model: sparse/0/{cameras,images,points3D}.txt, no points.
+
+    Args:
+        folder: the scene's folder, where images/ is.
+        cameras: one a photo, not batched.
+        names: the photos' file names in images/.
+
+    Raises:
+        SidestepError: if the numbers differ, or a name is empty, doubled or holds a space or newline.
+    """
+    check_names(cameras, names)
+    model = Path(folder) / "sparse" / "0"
+    camera_lines = ["# CAMERA_ID MODEL WIDTH HEIGHT FX FY CX CY"]
+    image_lines = ["# IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME, then a line of observations (none)"]
+    for number, (camera, name) in enumerate(zip(cameras, names, strict=True), start=1):
+        k = camera.intrinsics.double()
+        lens = _numbers((k[0, 0], k[1, 1], k[0, 2], k[1, 2]))
+        camera_lines.append(f"{number} PINHOLE {camera.width} {camera.height} {lens}")
+        quaternion = rotation_to_quaternion(camera.rotation.double().cpu().numpy())
+        image_lines += [f"{number} {_numbers((*quaternion, *camera.translation.double()))} {number} {name}", ""]
+    point_lines = ["# POINT3D_ID X Y Z R G B ERROR TRACK"]
+    for stem, lines in (("cameras", camera_lines), ("images", image_lines), ("points3D", point_lines)):
+        with atomic_path(model / f"{stem}.txt") as temporary:
+            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def check_names(cameras: list[Camera], names: list[str]) -> None:
+    """Refuses names that no file of cameras can hold, or of another number than the cameras."""
+    if len(cameras) != len(names):
+        raise SidestepError(f"{len(cameras)} cameras but {len(names)} photo names; give one name a camera")
+    for name in names:
+        if not name or len(name.split()) != 1 or names.count(name) > 1:
+            raise SidestepError(f"photo name {name!r} is empty, doubled or has a space in it, which COLMAP cannot read")
+
+
+def quaternion_to_rotation(quaternion: Array) -> Array:
+    """A unit quaternion (w, x, y, z) as a (3, 3) rotation."""
+    w, x, y, z = quaternion
+    return np.array(
+        (
+            (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
+            (2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
+            (2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
+        )
+    )
+
+
+def rotation_to_quaternion(r: Array) -> Array:
+    """A (3, 3) rotation as a unit quaternion (w, x, y, z), w >= 0.
+
+    It is the eigenvector of a symmetric matrix made of R's entries, for its largest eigenvalue (Bar-Itzhack 2000),
+    which unlike the usual formulas has no special cases.
+    """
+    matrix = np.array(
+        (
+            (r[0, 0] - r[1, 1] - r[2, 2], 0.0, 0.0, 0.0),
+            (r[0, 1] + r[1, 0], r[1, 1] - r[0, 0] - r[2, 2], 0.0, 0.0),
+            (r[0, 2] + r[2, 0], r[1, 2] + r[2, 1], r[2, 2] - r[0, 0] - r[1, 1], 0.0),
+            (r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1], r[0, 0] + r[1, 1] + r[2, 2]),
+        )
+    )
+    x, y, z, w = np.linalg.eigh(matrix)[1][:, -1]  # eigh reads the lower triangle
+    return np.array((w, x, y, z)) if w >= 0 else -np.array((w, x, y, z))
+
+
+def _either(model: Path, stem: str) -> Path:
+    binary = model / f"{stem}.bin"
+    return binary if binary.is_file() else model / f"{stem}.txt"
+
+
+def _parameters(path: Path, model: str) -> tuple[str, ...]:
+    if model not in _MODELS:
+        raise SidestepError(
+            f"{path}: camera model {model} is not supported; undistort the photos (colmap image_undistorter) or use "
+            f"one of {', '.join(_MODELS)}"
+        )
+    return _MODELS[model][1]
+
+
+def _lens(path: Path, number: int, model: str, width: int, height: int, values: tuple[float, ...]) -> Lens:
+    names = _parameters(path, model)
+    if len(values) != len(names):
+        raise SidestepError(f"{path}: camera {number} has {len(values)} parameters; {model} has {len(names)}")
+    if not all(math.isfinite(value) for value in values) or not (0 < width < 2**24 and 0 < height < 2**24):
+        raise SidestepError(f"{path}: camera {number} has a size or parameter that no camera has; run COLMAP again")
+    given = dict(zip(names, values, strict=True))
+    fx, fy = given.pop("fx", given.get("f", 0.0)), given.pop("fy", given.pop("f", 0.0))
+    if fx <= 0 or fy <= 0:
+        raise SidestepError(f"{path}: camera {number} has a focal length that is not positive; run COLMAP again")
+    intrinsics = np.array(((fx, 0.0, given.pop("cx")), (0.0, fy, given.pop("cy")), (0.0, 0.0, 1.0)))
+    return Lens(intrinsics, width, height, **given)
+
+
+def _world_to_camera(path: Path, name: str, values: tuple[float, ...]) -> Array:
+    quaternion, translation = np.array(values[:4]), np.array(values[4:])
+    norm = np.linalg.norm(quaternion)
+    if not (np.isfinite(values).all() and abs(norm - 1.0) < 1e-2):
+        raise SidestepError(f"{path}: frame {name} has a pose that is not finite or not a rotation; run COLMAP again")
+    pose = np.eye(4)
+    pose[:3, :3] = quaternion_to_rotation(quaternion / norm)
+    pose[:3, 3] = translation
+    return pose
+
+
+def _numbers(values: Any) -> str:
+    return " ".join(f"{float(value):.12g}" for value in values)
+
+
+def _lines(path: Path, keep_empty: bool = False) -> list[tuple[str, str]]:
+    """The lines that are no comments, each with "file, line n" for a message."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise SidestepError(f"{path}: no such file; a COLMAP model needs cameras and images") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SidestepError(f"{path}: cannot be read as text ({error})") from None
+    lines = ((f"{path}, line {number}", line.strip()) for number, line in enumerate(text.splitlines(), start=1))
+    return [(where, line) for where, line in lines if not line.startswith("#") and (line or keep_empty)]
+
+
+@contextmanager
+def _parsing(where: str) -> Iterator[None]:
+    """Turns a missing or bad number in the block into one line that names the place."""
+    try:
+        yield
+    except (ValueError, IndexError) as error:
+        raise SidestepError(f"{where}: not in COLMAP's text format ({error}); export the model again") from None
+
+
+class _Binary:
+    """A binary file read front to back; every read is checked against what is left."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.at = path, 0
+        try:
+            self.data = path.read_bytes()
+        except OSError as error:
+            raise SidestepError(f"{path}: cannot be read ({error.strerror})") from None
+
+    def take(self, layout: str) -> tuple[Any, ...]:
+        end = self.at + struct.calcsize(layout)
+        if end > len(self.data):
+            raise self._short()
+        values = struct.unpack_from(layout, self.data, self.at)
+        self.at = end
+        return values
+
+    def count(self, smallest: int) -> int:
+        """A count of entries of `smallest` bytes or more, which must fit in the rest of the file."""
+        number: int = self.take("<Q")[0]
+        if number * smallest > len(self.data) - self.at:
+            raise self._short()
+        return number
+
+    def skip(self, number: int, size: int) -> None:
+        self.at += number * size
+
+    def text(self) -> str:
+        end = self.data.find(b"\0", self.at)
+        if end < 0:
+            raise self._short()
+        raw, self.at = self.data[self.at : end], end + 1
+        try:
+            return raw.decode("utf-8")
+        except UnicodeDecodeError:
+            raise SidestepError(f"{self.path}: a photo's name is not UTF-8; export the model again") from None
+
+    def _short(self) -> SidestepError:
+        return SidestepError(f"{self.path}: cut short or damaged (at byte {self.at}); export or copy the model again")

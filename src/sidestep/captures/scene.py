@@ -1,0 +1,129 @@
+"""A captured scene: photos of one thing, each with its camera."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sidestep.cameras import Camera
+from sidestep.captures.lens import Array, Lens
+from sidestep.errors import SidestepError
+from sidestep.images import load_image, stored_size
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One photo and the pinhole camera that takes what `load` returns.
+
+    Attributes:
+        name: the file's name in its scene, e.g. "003.jpg".
+        path: the photo.
+        camera: fits the upright, undistorted photo; world frame of the scene.
+        lens: the lens whose distortion `load` takes out, or None where the photo has none.
+    """
+
+    name: str
+    path: Path
+    camera: Camera
+    lens: Lens | None = None
+
+    def load(self) -> Image.Image:
+        """The photo as RGB of `camera`'s size: upright, and free of the lens's distortion.
+
+        Raises:
+            SidestepError: if the photo cannot be read, or has changed its size since the scene was read.
+        """
+        photo = load_image(self.path)
+        if photo.size != (self.camera.width, self.camera.height):
+            raise SidestepError(
+                f"{self.path}: {photo.width}x{photo.height} pixels, but its camera is for "
+                f"{self.camera.width}x{self.camera.height}; read the scene again"
+            )
+        if self.lens is None:
+            return photo
+        return self.lens.undistort(photo, self.camera.intrinsics.double().numpy())
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Photos of one scene.
+
+    Attributes:
+        name: the scene's folder.
+        category: the category's folder, or None where the layout has none.
+        frames: sorted by name.
+        points: (N, 3) float32 surface points in the scene's world frame, or None.
+        missing: names of photos that the scene's model lists but that are not there.
+    """
+
+    name: str
+    category: str | None
+    frames: tuple[Frame, ...]
+    points: Tensor | None = None
+    missing: tuple[str, ...] = ()
+
+    @property
+    def id(self) -> str:
+        """Names the scene uniquely in its set: "category/name", or "name" without a category."""
+        return f"{self.category}/{self.name}" if self.category else self.name
+
+    @property
+    def model(self) -> str:
+        """The thing in the scene: the name without a trailing variant "s1", "s2", ... after a digit.
+
+        Scenes of one model must fall in one split.
+        """
+        return re.sub(r"(?<=\d)s\d+$", "", self.name)
+
+
+def make_frame(name: str, path: Path, lens: Lens, world_to_camera: Array, source: Path) -> Frame:
+    """The frame of a photo that `source`, a scene's model file, describes by a lens and a pose.
+
+    The model may have been computed on the pixels as stored or as displayed (EXIF orientation), or on the same photo
+    at another size; the camera is turned and resized along. Where turning by EXIF keeps the size (upside down, or a
+    square photo), the model is taken to fit the photo as displayed.
+
+    Args:
+        lens: intrinsics, distortion and size as in the model.
+        world_to_camera: (4, 4), OpenCV axes.
+
+    Raises:
+        SidestepError: if the photo is not readable, its shape is not the model's, or the pose is not a rigid motion.
+    """
+    width, height, orientation = stored_size(path)
+    shown = (height, width) if orientation >= 5 else (width, height)
+    exact = [(lens.width, lens.height) == size for size in (shown, (width, height))]
+    alike = [_same_shape(lens, *size) for size in (shown, (width, height))]
+    if not any(exact) and not any(alike):
+        raise SidestepError(
+            f"{path}: {shown[0]}x{shown[1]} pixels, but {source} describes a camera of {lens.width}x{lens.height}, "
+            "another shape; give the photos that the model was computed from"
+        )
+    turn = exact[1] and not exact[0] if any(exact) else not alike[0]
+    if turn:
+        if orientation not in (6, 8):
+            raise SidestepError(
+                f"{path}: its EXIF orientation {orientation} mirrors the photo, which no camera does; save it upright"
+            )
+        clockwise = orientation == 6
+        lens = lens.turned(clockwise)
+        x_axis = (0.0, -1.0, 0.0, 0.0) if clockwise else (0.0, 1.0, 0.0, 0.0)
+        y_axis = (1.0, 0.0, 0.0, 0.0) if clockwise else (-1.0, 0.0, 0.0, 0.0)
+        turned = np.array((x_axis, y_axis, (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0)))
+        world_to_camera = turned @ world_to_camera
+    lens = lens.resized(*shown)
+    try:
+        intrinsics = torch.from_numpy(lens.pinhole_intrinsics()).float()
+        camera = Camera(intrinsics, torch.from_numpy(world_to_camera).float(), *shown)
+    except SidestepError as error:
+        raise SidestepError(f"{source}: frame {name}: {error}") from None
+    return Frame(name, path, camera, lens if lens.distorts else None)
+
+
+def _same_shape(lens: Lens, width: int, height: int) -> bool:
+    """Whether width x height is the lens's size scaled, up to rounding to whole pixels."""
+    return abs(lens.width * height / lens.height - width) <= max(1.0, width / lens.width)

@@ -1,0 +1,142 @@
+"""Photos: from a file to an upright RGB picture, to a tensor, and back."""
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, UnidentifiedImageError
+from torch import Tensor
+
+from sidestep.errors import SidestepError
+
+MAX_PIXELS = 100_000_000
+FULL_FRAME_DIAGONAL = math.hypot(36.0, 24.0)  # mm; "35 mm equivalent" compares diagonals (CIPA DCG-001)
+
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def load_image(path: str | Path) -> Image.Image:
+    """The photo in a file as RGB, turned upright as its EXIF orientation says; transparency becomes white.
+
+    Raises:
+        SidestepError: if the file is missing, no image, cut short, or larger than 100 megapixels.
+    """
+    with _opened(path) as image:
+        orientation = _orientation(image)
+        try:
+            image.load()
+        except (OSError, SyntaxError, ValueError, EOFError) as error:
+            raise SidestepError(f"{path}: the image is damaged or cut short ({error}); save it again") from None
+        picture = _rgb(image, path)
+    return picture.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else picture
+
+
+def stored_size(path: str | Path) -> tuple[int, int, int]:
+    """Width and height in pixels as stored in the file, and the EXIF orientation (1 to 8), from its header alone.
+
+    The picture that `load_image` returns has width and height swapped where the orientation is 5 or more.
+
+    Raises:
+        SidestepError: as `load_image`, except that damage past the header goes unseen.
+    """
+    with _opened(path) as image:
+        return image.width, image.height, _orientation(image)
+
+
+def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
+    """The centre `size` x `size` of the image, its shorter side scaled to `size` first.
+
+    `Camera.resize_and_crop` is the same geometry for its camera.
+    """
+    shorter = min(image.size)
+    width, height = round(image.width * size / shorter), round(image.height * size / shorter)
+    resized = image.resize((width, height), Image.Resampling.LANCZOS)
+    left, top = (width - size) // 2, (height - size) // 2
+    return resized.crop((left, top, left + size, top + size))
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """An image as float32 (3, H, W) in [-1, 1]."""
+    pixels = np.array(image.convert("RGB"), dtype=np.float32)
+    return torch.from_numpy(pixels).permute(2, 0, 1) / 127.5 - 1.0
+
+
+def to_image(tensor: Tensor) -> Image.Image:
+    """A (3, H, W) tensor in [-1, 1] as an image; values outside are clipped."""
+    pixels = (tensor.detach().float().cpu().clamp(-1.0, 1.0) + 1.0) * 127.5
+    return Image.fromarray(pixels.round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
+
+
+def exif_fov(path: str | Path) -> float | None:
+    """The field of view that a photo's EXIF tells, in degrees across the shorter side, or None where it does not.
+
+    From FocalLengthIn35mmFilm, the focal length at which a 36 x 24 mm film sees the same diagonal. A photo that was
+    cropped afterwards still carries the uncropped value.
+
+    Raises:
+        SidestepError: if the file is missing or no image.
+    """
+    with _opened(path) as image:
+        width, height = image.size
+        try:
+            value = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.FocalLengthIn35mmFilm)
+            focal = float(value) if value else 0.0
+        except Exception:  # damaged EXIF fails in many ways and says no more than absent EXIF
+            return None
+    if not (math.isfinite(focal) and focal >= 1.0):
+        return None
+    shorter = FULL_FRAME_DIAGONAL * min(width, height) / math.hypot(width, height)
+    return math.degrees(2.0 * math.atan(shorter / (2.0 * focal)))
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is below
+            image = Image.open(path)
+    except FileNotFoundError:
+        raise SidestepError(f"{path}: no such file") from None
+    except UnidentifiedImageError:
+        raise SidestepError(f"{path}: not an image; JPEG, PNG and WebP can be read") from None
+    except Image.DecompressionBombError:
+        raise SidestepError(f"{path}: larger than {MAX_PIXELS // 10**6} megapixels; shrink it first") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise SidestepError(f"{path}: cannot be read as an image ({error})") from None
+    with image:
+        if image.width * image.height > MAX_PIXELS:
+            raise SidestepError(
+                f"{path}: {image.width}x{image.height} is larger than {MAX_PIXELS // 10**6} megapixels; shrink it first"
+            )
+        yield image
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged EXIF fails in many ways; the picture itself is still good
+        return 1
+    return orientation if orientation in _TRANSPOSE else 1
+
+
+def _rgb(image: Image.Image, path: str | Path) -> Image.Image:
+    if image.mode.startswith("I;16"):  # PIL would clip the 16 bits, not scale them
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("F", "I"):
+        raise SidestepError(f"{path}: pixel format {image.mode!r} is not a photo's; save it with 8 bits a channel")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
