@@ -83,6 +83,8 @@ class Camera:
         Raises:
             SidestepError: if there are none, or their sizes or batch shapes differ.
         """
+        if not cameras:
+            raise SidestepError("camera: there are no cameras to batch")
         shapes = sorted({(camera.width, camera.height, *camera.batch_shape) for camera in cameras})
         if len(shapes) != 1:
             raise SidestepError(f"camera: cannot batch cameras of different sizes {shapes}; resize them first")
@@ -159,8 +161,8 @@ class Camera:
         The same whole-pixel geometry as `sidestep.images.resize_and_crop`, which must be given the same picture.
         """
         _check_size(size, size)
-        shorter = min(self.width, self.height)
-        width, height = round(self.width * size / shorter), round(self.height * size / shorter)
+        scale = size / min(self.width, self.height)
+        width, height = max(size, round(self.width * scale)), max(size, round(self.height * scale))
         return self.resize(width, height).crop((width - size) // 2, (height - size) // 2, size, size)
 
     def rays(self, rows: int, cols: int) -> tuple[Tensor, Tensor]:
