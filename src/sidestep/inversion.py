@@ -1,0 +1,174 @@
+"""DDIM inversion and DDIM sampling on one grid of timesteps (the paper, eq. 1).
+
+Coefficients are Python floats taken from float64; latents stay float32 (or float64 where they come so).
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sidestep.errors import SidestepError
+from sidestep.prior import LatentPrior
+
+TimestepReading = Literal["next", "current"]
+
+
+@dataclass(frozen=True)
+class InversionSettings:
+    """How latents were inverted; TUNet is trained for one such setting.
+
+    Attributes:
+        t_star: the timestep that inversion ends at.
+        steps: how many steps lead there.
+        timestep: where the network is asked on the way from tau_k to tau_{k+1}: at tau_{k+1} ("next") or at tau_k
+            ("current", as the paper prints it).
+        start: tau_0. With 1, t_star = 601 and 30 steps the grid is diffusers' own for Stable Diffusion.
+    """
+
+    t_star: int
+    steps: int = 30
+    timestep: TimestepReading = "next"
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        if self.timestep not in ("next", "current"):
+            raise SidestepError(f"inversion timestep {self.timestep!r} is neither 'next' nor 'current'")
+        inversion_grid(self.t_star, self.steps, self.start)
+
+    @property
+    def grid(self) -> list[int]:
+        """The timesteps tau_0 .. tau_steps."""
+        return inversion_grid(self.t_star, self.steps, self.start)
+
+
+@dataclass(frozen=True)
+class Inverted:
+    """Latents inverted to one timestep, in the two terms of eq. 1.
+
+    Attributes:
+        mean: (B, C, h, w), z_mu = sqrt(a) x0_hat; divide by sqrt(a) before decoding it for display.
+        noise: (B, C, h, w), z_sigma = sqrt(1 - a) eps.
+    """
+
+    mean: Tensor
+    noise: Tensor
+
+    @property
+    def latents(self) -> Tensor:
+        """(B, C, h, w): the inverted latents, mean + noise."""
+        return self.mean + self.noise
+
+
+def inversion_grid(t_star: int, steps: int, start: int = 0) -> list[int]:
+    """tau_k = start + round(k (t* - start) / steps), k = 0 .. steps; the clean latents sit at tau_0.
+
+    Raises:
+        SidestepError: if there are fewer timesteps than steps.
+    """
+    if start < 0 or steps < 1 or t_star - start < steps:
+        raise SidestepError(f"{steps} steps do not fit between timesteps {start} and {t_star}")
+    return [start + round(k * (t_star - start) / steps) for k in range(steps + 1)]
+
+
+def late_grid(t_star: int, steps: int, num_train_timesteps: int, start: int = 0) -> list[int]:
+    """The inversion's grid carried on from t*, same spacing, to its last step below `num_train_timesteps`.
+
+    [600, 620, ..., 980] for t* = 600 and 30 steps of 1000. Just [t*] where no further step fits.
+    """
+    inversion_grid(t_star, steps, start)  # refuses what it must
+    last = (num_train_timesteps - 1 - start) * steps // (t_star - start) + 1
+    grid = [start + round(k * (t_star - start) / steps) for k in range(steps, max(last, steps) + 1)]
+    return [t for t in grid if t < num_train_timesteps]
+
+
+@torch.no_grad()
+def invert(
+    prior: LatentPrior,
+    latents: Tensor,
+    grid: Sequence[int],
+    timestep: TimestepReading = "next",
+    prompt_embeds: Tensor | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Inverted:
+    """DDIM inversion along `grid` (the paper, eq. 1). To go on to later steps, invert the result's `latents` again.
+
+    Args:
+        latents: (B, C, h, w) at timestep grid[0].
+        grid: increasing timesteps, two or more.
+        timestep: see `InversionSettings`.
+        prompt_embeds: (1 or B, L, D); the empty prompt where None. There is no guidance in an inversion.
+        progress: called with (steps done, steps in all) after each step.
+
+    Returns:
+        The two terms of the latents at grid[-1].
+
+    Raises:
+        SidestepError: if the grid is not increasing or leaves the prior's timesteps.
+    """
+    alphas = _alphas(prior, grid)
+    x = latents
+    for k in range(len(grid) - 1):
+        a, a_next = alphas[k], alphas[k + 1]
+        s = grid[k + 1] if timestep == "next" else grid[k]
+        eps = prior.predict_noise(x, s, prompt_embeds)
+        mean = (x - math.sqrt(1 - a) * eps) * math.sqrt(a_next / a)  # eq. 1, signal / mean
+        noise = math.sqrt(1 - a_next) * eps  # eq. 1, noise / variance
+        x = mean + noise  # eq. 1
+        if progress is not None:
+            progress(k + 1, len(grid) - 1)
+    return Inverted(mean, noise)
+
+
+@torch.no_grad()
+def sample(
+    prior: LatentPrior,
+    latents: Tensor,
+    grid: Sequence[int],
+    prompt_embeds: Tensor | None = None,
+    negative_embeds: Tensor | None = None,
+    guidance: float = 1.0,
+    callback: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Deterministic DDIM sampling along the same grid, from its last entry to its first. Nothing is clipped.
+
+    Args:
+        latents: (B, C, h, w) at timestep grid[-1].
+        grid: increasing timesteps, two or more; the network is asked at all but the first.
+        prompt_embeds, negative_embeds, guidance: see `LatentPrior.predict_noise`.
+        callback: called with (steps done, steps in all) after each step.
+
+    Returns:
+        (B, C, h, w), the latents at grid[0].
+
+    Raises:
+        SidestepError: if the grid is not increasing, leaves the prior's timesteps, or ends where no signal is left.
+    """
+    alphas = _alphas(prior, grid)
+    if alphas[-1] == 0:
+        raise SidestepError(f"at timestep {grid[-1]} this prior's schedule has no signal left; start sampling earlier")
+    x = latents
+    for k in reversed(range(len(grid) - 1)):
+        a, a_next = alphas[k], alphas[k + 1]
+        eps = prior.predict_noise(x, grid[k + 1], prompt_embeds, negative_embeds, guidance)
+        mean = (x - math.sqrt(1 - a_next) * eps) * math.sqrt(a / a_next)  # sqrt(a_k) x0_hat
+        x = mean + math.sqrt(1 - a) * eps
+        if callback is not None:
+            callback(len(grid) - 1 - k, len(grid) - 1)
+    return x
+
+
+def _alphas(prior: LatentPrior, grid: Sequence[int]) -> list[float]:
+    """alphas_cumprod along the grid, which must be increasing timesteps of the prior."""
+    if len(grid) < 2 or any(t >= later for t, later in itertools.pairwise(grid)):
+        raise SidestepError(f"a grid needs two or more increasing timesteps, not {list(grid)}")
+    if grid[0] < 0 or grid[-1] >= prior.num_train_timesteps:
+        raise SidestepError(
+            f"timesteps {grid[0]} to {grid[-1]} leave this prior's 0 to {prior.num_train_timesteps - 1}; "
+            "choose another t*"
+        )
+    return [float(prior.alphas_cumprod[t]) for t in grid]
