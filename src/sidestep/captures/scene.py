@@ -73,11 +73,13 @@ class Scene:
 
     @property
     def model(self) -> str:
-        """The thing in the scene: the name without a trailing variant "s1", "s2", ... after a digit.
+        """The thing in the scene (`model_name`); scenes of one model must fall in one split."""
+        return model_name(self.name)
 
-        Scenes of one model must fall in one split.
-        """
-        return re.sub(r"(?<=\d)s\d+$", "", self.name)
+
+def model_name(scene: str) -> str:
+    """A scene's name or id without a trailing variant "s1", "s2", ... after a digit: what the scene shows."""
+    return re.sub(r"(?<=\d)s\d+$", "", scene)
 
 
 def make_frame(name: str, path: Path, lens: Lens, world_to_camera: Array, source: Path) -> Frame:

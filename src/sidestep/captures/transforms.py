@@ -1,0 +1,211 @@
+"""transforms.json of nerfstudio and instant-ngp: read into frames or cameras, and written.
+
+Its poses are camera to world in OpenGL axes (x right, y up, z backward). They are turned into this package's
+convention here and nowhere else.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sidestep.cameras import Camera
+from sidestep.captures.colmap import check_names
+from sidestep.captures.lens import Array, Lens
+from sidestep.captures.scene import Frame, Scene, make_frame
+from sidestep.errors import SidestepError
+from sidestep.files import write_json
+from sidestep.images import stored_size
+
+_FLIP = np.diag((1.0, -1.0, -1.0, 1.0))  # OpenGL camera axes <-> OpenCV camera axes
+_PERSPECTIVE = (None, "SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV")
+_TOLERANCE = 2e-3  # of R R' = 1; instant-ngp's own files are off by up to about 1e-4 in scale
+
+
+def read_transforms(path: str | Path, category: str | None = None) -> Scene:
+    """The scene that a transforms.json describes.
+
+    Args:
+        path: the file, or its folder. Photos are looked for relative to the file, and with .png or .jpg added where
+            the file names them without.
+
+    Raises:
+        SidestepError: naming the file and the frame, if it is damaged, a pose is no rigid motion, a lens is not
+            supported, or none of its photos are there.
+    """
+    path = transforms_file(path)
+    data = _load(path)
+    frames: dict[str, Frame] = {}
+    missing: list[str] = []
+    for index, entry in enumerate(data["frames"]):
+        listed = entry.get("file_path")
+        if not isinstance(listed, str) or not listed:
+            raise SidestepError(f"{path}: frame {index} has no file_path; every frame needs a photo")
+        name = listed.removeprefix("./").removeprefix("images/")
+        photo = _find_photo(path.parent / listed)
+        if photo is None:
+            missing.append(name)
+            continue
+        if name in frames:
+            raise SidestepError(f"{path}: frame {name} is listed twice; keep one of them")
+        width, height, orientation = stored_size(photo)
+        shown = (height, width) if orientation >= 5 else (width, height)
+        lens = _lens(path, name, {**data, **entry}, shown)
+        frames[name] = make_frame(name, photo, lens, _world_to_camera(path, name, entry), path)
+    if not frames:
+        raise SidestepError(f"{path}: none of its {len(missing)} photos are there; put them beside it as it lists them")
+    ordered = tuple(frames[name] for name in sorted(frames))
+    return Scene(path.resolve().parent.name, category, ordered, None, tuple(sorted(missing)))
+
+
+def read_cameras(path: str | Path) -> list[Camera]:
+    """The cameras of a transforms.json in its own order; photos need not exist, but sizes (w, h) must be given.
+
+    Where the file describes a distorting lens, its camera is the pinhole that the undistorted photo would have.
+
+    Raises:
+        SidestepError: as `read_transforms`.
+    """
+    path = transforms_file(path)
+    data = _load(path)
+    cameras = []
+    for index, entry in enumerate(data["frames"]):
+        name = str(entry.get("file_path", index))
+        pose = torch.from_numpy(_world_to_camera(path, name, entry)).float()
+        lens = _lens(path, name, {**data, **entry}, None)
+        try:
+            intrinsics = torch.from_numpy(lens.pinhole_intrinsics()).float()
+            cameras.append(Camera(intrinsics, pose, lens.width, lens.height))
+        except SidestepError as error:
+            raise SidestepError(f"{path}: frame {name}: {error}") from None
+    return cameras
+
+
+def write_transforms(folder: str | Path, cameras: list[Camera], names: list[str]) -> None:
+    """Writes transforms.json, which nerfstudio and instant-ngp read, for photos in the folder's images/.
+
+    Args:
+        folder: the scene's folder.
+        cameras: one a photo, not batched. Intrinsics that all share are written once, others with each frame.
+        names: the photos' file names in images/.
+
+    Raises:
+        SidestepError: if the numbers differ, or a name is empty, doubled or holds a space.
+    """
+    check_names(cameras, names)
+    intrinsics = [_intrinsics_entry(camera) for camera in cameras]
+    shared = all(entry == intrinsics[0] for entry in intrinsics)
+    frames = []
+    for camera, name, own in zip(cameras, names, intrinsics, strict=True):
+        camera_to_world = np.linalg.inv(camera.world_to_camera.double().cpu().numpy()) @ _FLIP
+        frame = {"file_path": f"images/{name}", "transform_matrix": camera_to_world.tolist()}
+        frames.append(frame if shared else frame | own)
+    common = intrinsics[0] if shared else {}
+    write_json(Path(folder) / "transforms.json", {"camera_model": "PINHOLE", **common, "frames": frames})
+
+
+def transforms_file(path: str | Path) -> Path:
+    """The transforms.json that is meant by it or by its folder."""
+    path = Path(path)
+    return path / "transforms.json" if path.is_dir() else path
+
+
+def _intrinsics_entry(camera: Camera) -> dict[str, Any]:
+    k = camera.intrinsics.double().tolist()
+    return {
+        "fl_x": k[0][0], "fl_y": k[1][1], "cx": k[0][2], "cy": k[1][2], "w": camera.width, "h": camera.height,
+    }  # fmt: skip
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SidestepError(f"{path}: no such file") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise SidestepError(f"{path}: cannot be read as JSON ({error})") from None
+    frames = data.get("frames") if isinstance(data, dict) else None
+    if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
+        raise SidestepError(f"{path}: no list of frames in it; is it a nerfstudio or instant-ngp transforms.json?")
+    result: dict[str, Any] = data
+    return result
+
+
+def _find_photo(path: Path) -> Path | None:
+    candidates = (path, *(path.with_name(path.name + suffix) for suffix in (".png", ".jpg")))
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+def _world_to_camera(path: Path, name: str, entry: dict[str, Any]) -> Array:
+    """(4, 4) in OpenCV axes from the frame's transform_matrix, its rotation made exact within the tolerance."""
+    fault = f"{path}: frame {name} has"
+    if "transform_matrix" not in entry:
+        raise SidestepError(f"{fault} no transform_matrix; remove the frame, or give it a pose")
+    try:
+        matrix: Array = np.array(entry["transform_matrix"], dtype=np.float64)
+    except (TypeError, ValueError):
+        raise SidestepError(f"{fault} a transform_matrix that is not an array of numbers") from None
+    if matrix.shape not in ((3, 4), (4, 4)):
+        raise SidestepError(f"{fault} a transform_matrix of shape {matrix.shape}; it must be 4x4")
+    if not np.isfinite(matrix).all():
+        raise SidestepError(f"{fault} a pose that is not finite (NaN or infinite); remove the frame")
+    if matrix.shape == (4, 4) and np.abs(matrix[3] - (0.0, 0.0, 0.0, 1.0)).max() > 1e-6:
+        raise SidestepError(f"{fault} a transform_matrix whose last row is not 0 0 0 1; is it transposed?")
+    rotation = matrix[:3, :3]
+    error = float(np.abs(rotation @ rotation.T - np.eye(3)).max())
+    if error > _TOLERANCE or np.linalg.det(rotation) < 0:
+        raise SidestepError(
+            f"{fault} a transform_matrix that is not a rotation and a translation (R R' is off the identity by "
+            f"{error:.2g}, determinant {np.linalg.det(rotation):.2g}); remove scale, shear and mirroring"
+        )
+    u, _, vt = np.linalg.svd(rotation)  # the nearest rotation
+    camera_to_world = np.eye(4)
+    camera_to_world[:3, :3] = u @ vt
+    camera_to_world[:3, 3] = matrix[:3, 3]
+    return np.asarray(np.linalg.inv(camera_to_world @ _FLIP), dtype=np.float64)
+
+
+def _lens(path: Path, name: str, entry: dict[str, Any], photo_size: tuple[int, int] | None) -> Lens:
+    """The lens that a frame's own entries, or else the file's, describe."""
+
+    def number(key: str, default: float | None = None) -> float | None:
+        value = entry.get(key)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise SidestepError(f"{path}: frame {name} has {key} = {value!r}, which is not a number")
+        return float(value)
+
+    model = entry.get("camera_model")
+    if model not in _PERSPECTIVE or entry.get("is_fisheye") or number("k4", 0.0):
+        raise SidestepError(
+            f"{path}: frame {name} has the camera model {model or 'of a fisheye (is_fisheye, k4)'}, which is not "
+            "supported; undistort the photos to a pinhole camera first"
+        )
+    width, height = number("w"), number("h")
+    if width is None or height is None:
+        if photo_size is None:
+            raise SidestepError(f"{path}: frame {name} has no picture size; add w and h in pixels")
+        width, height = photo_size
+    if not (1 <= width < 2**24 and 1 <= height < 2**24):
+        raise SidestepError(f"{path}: frame {name} has a picture size of {width:g}x{height:g}")
+    fx = number("fl_x", _focal(number("camera_angle_x"), width))
+    fy = number("fl_y", _focal(number("camera_angle_y"), height))
+    if fx is None:
+        fx = fy
+    if fx is None:
+        raise SidestepError(f"{path}: frame {name} has no focal length; add fl_x in pixels, or camera_angle_x")
+    fy = fx if fy is None else fy
+    if fx <= 0 or fy <= 0:
+        raise SidestepError(f"{path}: frame {name} has a focal length that is not positive")
+    cx, cy = number("cx", width / 2), number("cy", height / 2)
+    intrinsics = np.array(((fx, 0.0, cx), (0.0, fy, cy), (0.0, 0.0, 1.0)), dtype=np.float64)
+    distortion = {key: number(key, 0.0) or 0.0 for key in ("k1", "k2", "k3", "p1", "p2")}
+    return Lens(intrinsics, round(width), round(height), **distortion)
+
+
+def _focal(angle: float | None, side: float) -> float | None:
+    return None if angle is None or not 0 < angle < math.pi else side / 2.0 / math.tan(angle / 2.0)
