@@ -1,0 +1,416 @@
+"""TUNet, the translation network (Singh and Subramanyam 2025, section "TUNet architecture").
+
+It maps the inverted mean of the reference view, z_ref,mu, to the target view's, z_tar,mu, at one fixed time t*:
+
+    Down   sees the reference camera   self-attention in the lowest levels
+    Mid    sees both cameras           a transformer block with cross-attention (eq. 2)
+    Up     sees the target camera      transformer blocks with cross-attention in the lowest levels
+
+Shapes below: B batch, C latent channels, h = w latent size, N tokens of one level, D channels of one level.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.attention import FeedForward
+from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
+from torch import Tensor, nn
+
+from sidestep.cameras import Camera
+from sidestep.errors import SidestepError
+
+CAMERA_VECTOR = 16  # Camera.vector(): four intrinsics, nine of R, three of t
+RAY = 6  # origin and direction
+
+
+class ViewTokens(NamedTuple):
+    """What cross-attention reads on one level's token grid, N = rows * columns tokens."""
+
+    target_rays: Tensor  # r_tar (B, N, 6)
+    reference_rays: Tensor  # r_ref (B, N, 6)
+    reference_mean: Tensor  # z_ref,mu (B, N, C p p): the p x p patch of the latent at each token
+
+
+class ResBlock(nn.Module):
+    """GroupNorm, SiLU, convolution, + embedding, GroupNorm, SiLU, convolution, + skip.
+
+    `embedding_dim` is the width of [gamma(t) ⊕ e_C ⊕ e_c], or 0 for a block without conditions; `time_dim` is the
+    width that Proj maps it to. (B, D_in, rows, columns) and (B, embedding_dim) -> (B, D_out, rows, columns).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, embedding_dim: int, time_dim: int, groups: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = nn.GroupNorm(groups, out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+        if embedding_dim:
+            self.proj_combined = nn.Linear(embedding_dim, time_dim)
+            self.to_channels = nn.Linear(time_dim, out_channels)
+
+    def forward(self, f: Tensor, embedding: Tensor | None) -> Tensor:
+        hidden = self.conv1(F.silu(self.norm1(f)))
+        if embedding is not None:  # f' = f + Proj_combined[gamma(t) ⊕ e_C ⊕ e_c]
+            hidden = hidden + self.to_channels(F.silu(self.proj_combined(embedding)))[:, :, None, None]
+        return self.skip(f) + self.conv2(F.silu(self.norm2(hidden)))
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    """The paper, eq. 2: softmax(QK' / sqrt(d)) V. (B, N, width), (B, M, width), (B, M, width) -> (B, N, width)."""
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def to_tokens(f: Tensor) -> Tensor:
+    """(B, D, rows, columns) -> (B, N, D)."""
+    return f.flatten(2).transpose(1, 2)
+
+
+def to_map(tokens: Tensor, like: Tensor) -> Tensor:
+    """(B, N, D) -> (B, D, rows, columns) of `like`."""
+    return tokens.transpose(1, 2).unflatten(2, like.shape[2:])
+
+
+class SelfAttention(nn.Module):
+    """(B, N, D) -> (B, N, D). No biases before the softmax: one on the keys would not change it."""
+
+    def __init__(self, channels: int, head_dim: int) -> None:
+        super().__init__()
+        self.heads = channels // head_dim
+        self.norm = nn.LayerNorm(channels)
+        self.to_qkv = nn.Linear(channels, 3 * channels, bias=False)
+        self.to_out = nn.Linear(channels, channels)
+
+    def forward(self, f: Tensor) -> Tensor:
+        query, key, value = self.to_qkv(self.norm(f)).chunk(3, dim=-1)
+        return f + self.to_out(attend(query, key, value, self.heads))
+
+
+class CrossAttention(nn.Module):
+    """The target's tokens (B, N, D) find the reference's by their rays -> (B, N, D)."""
+
+    def __init__(self, channels: int, patch_channels: int, inner_dim: int, head_dim: int) -> None:
+        super().__init__()
+        self.heads = inner_dim // head_dim
+        self.norm = nn.LayerNorm(channels)
+        self.w_q = nn.Linear(RAY + channels, inner_dim, bias=False)
+        self.w_k = nn.Linear(RAY + patch_channels, inner_dim, bias=False)
+        self.w_v = nn.Linear(patch_channels, inner_dim, bias=False)
+        self.to_out = nn.Linear(inner_dim, channels)
+
+    def forward(self, f: Tensor, view: ViewTokens) -> Tensor:
+        query = self.w_q(torch.cat([view.target_rays, self.norm(f)], dim=-1))  # eq. 2: Q = W_Q [r_tar ‖ f_tar]
+        key = self.w_k(torch.cat([view.reference_rays, view.reference_mean], dim=-1))  # K = W_K [r_ref ‖ z_ref,mu]
+        value = self.w_v(view.reference_mean)  # V = W_V z_ref,mu
+        return f + self.to_out(attend(query, key, value, self.heads))  # f'_tar = f_tar + Attn(Q, K, V)
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention, feed-forward between two projections. (B, D, rows, columns) -> the same.
+
+    `inner_dim` is the width of the cross-attention; 0 leaves it out (the ablation "no cross-attention").
+    """
+
+    def __init__(self, channels: int, patch_channels: int, inner_dim: int, head_dim: int, groups: int) -> None:
+        super().__init__()
+        self.norm_in = nn.GroupNorm(groups, channels)
+        self.proj_in = nn.Linear(channels, channels)
+        self.self_attention = SelfAttention(channels, head_dim)
+        if inner_dim:
+            self.cross_attention = CrossAttention(channels, patch_channels, inner_dim, head_dim)
+        self.norm = nn.LayerNorm(channels)
+        self.feed_forward = FeedForward(channels, activation_fn="geglu")
+        self.proj_out = nn.Linear(channels, channels)
+
+    def forward(self, f: Tensor, view: ViewTokens | None) -> Tensor:
+        tokens = self.self_attention(self.proj_in(to_tokens(self.norm_in(f))))
+        if view is not None:
+            tokens = self.cross_attention(tokens, view)
+        tokens = tokens + self.feed_forward(self.norm(tokens))
+        return f + to_map(self.proj_out(tokens), f)
+
+
+class Down(nn.Module):
+    """Down_i: one level of the encoder. Returns its features and every one of them that Up_i joins to its own."""
+
+    def __init__(self, res_blocks: list[ResBlock], attentions: list[SelfAttention], channels: int, last: bool):
+        super().__init__()
+        self.res_blocks = nn.ModuleList(res_blocks)
+        self.attentions = nn.ModuleList(attentions)
+        self.downsample = None if last else nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, f: Tensor, embedding: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        skips = []
+        for index, res_block in enumerate(self.res_blocks):
+            f = res_block(f, embedding)
+            if self.attentions:
+                f = to_map(self.attentions[index](to_tokens(f)), f)
+            skips.append(f)
+        if self.downsample is not None:
+            f = self.downsample(f)
+            skips.append(f)
+        return f, skips
+
+
+class Mid(nn.Module):
+    """The bottleneck: residual block, transformer block, residual block."""
+
+    def __init__(self, res_blocks: list[ResBlock], transformer: TransformerBlock) -> None:
+        super().__init__()
+        self.res_blocks = nn.ModuleList(res_blocks)
+        self.transformer = transformer
+
+    def forward(self, f: Tensor, embedding: Tensor | None, view: ViewTokens | None) -> Tensor:
+        f = self.res_blocks[0](f, embedding)
+        f = self.transformer(f, view)
+        return self.res_blocks[1](f, embedding)
+
+
+class Up(nn.Module):
+    """Up_i: one level of the decoder. `skips` are the encoder's features, one a residual block, lowest first."""
+
+    def __init__(self, res_blocks: list[ResBlock], transformers: list[TransformerBlock], channels: int, last: bool):
+        super().__init__()
+        self.res_blocks = nn.ModuleList(res_blocks)
+        self.transformers = nn.ModuleList(transformers)
+        self.upsample = None if last else nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, f: Tensor, skips: list[Tensor], embedding: Tensor | None, view: ViewTokens | None) -> Tensor:
+        for index, (res_block, skip) in enumerate(zip(self.res_blocks, skips, strict=True)):
+            f = res_block(torch.cat([f, skip], dim=1), embedding)
+            if self.transformers:
+                f = self.transformers[index](f, view)
+        if self.upsample is not None:
+            f = self.upsample(F.interpolate(f, scale_factor=2.0, mode="nearest"))
+        return f
+
+
+class TUNet(ModelMixin, ConfigMixin):
+    """Translates the reference view's inverted mean to the target view's.
+
+    Args:
+        in_channels, sample_size: C and h = w of the latent; h a multiple of 2 ** (levels - 1).
+        block_out_channels: D of each level, full size first; multiples of `norm_groups`, of `head_dim` where attended.
+        down_layers, up_layers: residual blocks of a level; one more going up, where each takes one encoder feature.
+        attention_levels: how many of the lowest levels have self-attention going down and transformer blocks going up.
+        head_dim, cross_attention_dim: width of one attention head, and of all heads of the cross-attention.
+        time_embed_dim, camera_dim, category_dim: widths of gamma(t) (and of every Proj's output), e_C and e_c.
+        num_categories, categories: how many, and their names in the order of their indices; either may be left out.
+        norm_groups: groups of every GroupNorm.
+        conditioning: "blocks": the embeddings enter every residual block. "concat" (the paper's ablation): e_C and e_c
+            are joined to the input as extra channels; the blocks have no embedding, and t, being fixed, has none.
+        cross_attention: False for the paper's ablation "no cross-attention".
+        normalise: divide the input by sqrt(alpha_star) and multiply the output back. The mean is sqrt(alpha_star)
+            times an estimate of the clean latent, so this gives the network latents at the prior's own scale.
+        t_star, alpha_star: the timestep the means were inverted to and the prior's alphas_cumprod there (SD 1.5's).
+        inversion_steps, inversion_timestep, prior_fingerprint: how and by which prior; TUNet fits only such means.
+        elevation: the training set's median camera elevation, degrees.
+
+    Raises:
+        SidestepError: if the arguments do not fit each other.
+    """
+
+    _supports_gradient_checkpointing = True
+
+    PAPER: ClassVar[dict[str, Any]] = dict(
+        in_channels=4, sample_size=64, block_out_channels=(128, 256, 512, 512), head_dim=64, cross_attention_dim=768
+    )
+    # For 32 x 32 latents on a CPU: token grids of 16 x 16 and 8 x 8, as fine as the paper's.
+    SMALL: ClassVar[dict[str, Any]] = dict(
+        in_channels=4, sample_size=32, block_out_channels=(64, 128, 192), cross_attention_dim=256, time_embed_dim=256
+    )
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 4,
+        sample_size: int = 64,
+        block_out_channels: tuple[int, ...] = (128, 256, 512, 512),
+        down_layers: int = 2,
+        up_layers: int = 3,
+        attention_levels: int = 2,
+        head_dim: int = 64,
+        cross_attention_dim: int = 768,
+        time_embed_dim: int = 512,
+        camera_dim: int = 64,
+        category_dim: int = 64,
+        num_categories: int | None = None,
+        categories: tuple[str, ...] = (),
+        norm_groups: int = 32,
+        conditioning: Literal["blocks", "concat"] = "blocks",
+        cross_attention: bool = True,
+        normalise: bool = True,
+        alpha_star: float = 0.1608,
+        t_star: int = 600,
+        inversion_steps: int = 30,
+        inversion_timestep: Literal["next", "current"] = "next",
+        prior_fingerprint: str = "",
+        elevation: float = 0.0,
+    ) -> None:
+        super().__init__()
+        channels, levels = tuple(block_out_channels), len(block_out_channels)
+        if num_categories is None:
+            num_categories = len(categories)
+        widths = [
+            *channels[levels - max(attention_levels, 1) :],
+            cross_attention_dim,
+        ]  # the middle block attends always
+        for fault, found in {
+            f"sample_size {sample_size} is not divisible by {2 ** (levels - 1)}": sample_size % 2 ** (levels - 1),
+            f"up_layers is {up_layers}, not down_layers + 1": up_layers != down_layers + 1,
+            f"attention_levels is {attention_levels} of {levels}": not 0 <= attention_levels <= levels,
+            f"channels {channels} do not split into {norm_groups} groups": any(d % norm_groups for d in channels),
+            f"attention widths {widths} are not divisible by head_dim {head_dim}": any(d % head_dim for d in widths),
+            f"{len(categories)} names for {num_categories} categories": len(categories) not in (0, num_categories),
+            f"conditioning {conditioning!r} is not 'blocks' or 'concat'": conditioning not in ("blocks", "concat"),
+            f"alpha_star {alpha_star} is not in (0, 1]": not 0 < alpha_star <= 1,
+        }.items():
+            if found:
+                raise SidestepError(f"TUNet cannot be built: {fault}")
+
+        in_blocks = conditioning == "blocks"
+        self.register_to_config(num_categories=num_categories)
+        self.camera_embedding = nn.Linear(CAMERA_VECTOR, camera_dim)
+        self.category_embedding = nn.Embedding(num_categories + 1, category_dim)  # the last is "unknown"
+        if in_blocks:
+            self.time_embedding = TimestepEmbedding(channels[0], time_embed_dim)
+        joined = 0 if in_blocks else 2 * camera_dim + category_dim
+        one_camera = time_embed_dim + camera_dim + category_dim if in_blocks else 0
+        two_cameras = one_camera + camera_dim if in_blocks else 0
+        inner_dim = cross_attention_dim if cross_attention else 0
+
+        def res_block(d_in: int, d_out: int, embedding_dim: int = one_camera) -> ResBlock:
+            return ResBlock(d_in, d_out, embedding_dim, time_embed_dim, norm_groups)
+
+        def transformer(level: int) -> TransformerBlock:
+            return TransformerBlock(channels[level], in_channels * 4**level, inner_dim, head_dim, norm_groups)
+
+        self.conv_in = nn.Conv2d(in_channels + joined, channels[0], 3, padding=1)
+        self.downs = nn.ModuleList()
+        width, skip_widths = channels[0], [channels[0]]
+        for level, d in enumerate(channels):
+            last, attends = level == levels - 1, level >= levels - attention_levels
+            res_blocks = [res_block(d if layer else width, d) for layer in range(down_layers)]
+            attentions = [SelfAttention(d, head_dim) for _ in range(down_layers)] if attends else []
+            self.downs.append(Down(res_blocks, attentions, d, last))
+            skip_widths += [d] * (down_layers + (not last))
+            width = d
+        self.mid = Mid([res_block(width, width, two_cameras) for _ in range(2)], transformer(levels - 1))
+        self.ups = nn.ModuleList()
+        for level, d in reversed(list(enumerate(channels))):
+            res_blocks = [res_block((d if layer else width) + skip_widths.pop(), d) for layer in range(up_layers)]
+            attends = level >= levels - attention_levels
+            transformers = [transformer(level) for _ in range(up_layers)] if attends else []
+            width = d
+            self.ups.append(Up(res_blocks, transformers, d, level == 0))
+        self.norm_out = nn.GroupNorm(norm_groups, width)
+        self.conv_out = nn.Conv2d(width, in_channels, 3, padding=1)
+        self.gradient_checkpointing = False
+
+    def category_ids(self, names: Sequence[str | None]) -> Tensor:
+        """Indices (B,) for `forward`, int64, on the CPU; None is -1, unknown.
+
+        Raises:
+            SidestepError: if TUNet was not trained with a category of that name.
+        """
+        known = {None: -1} | {name: index for index, name in enumerate(self.config.categories)}
+        for name in set(names) - set(known):
+            choices = ", ".join(self.config.categories) or "none"
+            raise SidestepError(f"category {name!r} is not one that TUNet knows ({choices}); leave it out")
+        return torch.tensor([known[name] for name in names], dtype=torch.int64)
+
+    def forward(self, mean: Tensor, reference: Camera, target: Camera, category: Tensor | None = None) -> Tensor:
+        """Predicts the target view's inverted mean.
+
+        Args:
+            mean: z_ref,mu (B, C, h, w), at the scale that the inversion gives it.
+            reference: B cameras in the reference's frame, the scene's scale divided out; pixel sizes do not matter.
+            target: B cameras in the same frame.
+            category: (B,) int64, 0 to num_categories - 1, or -1 for unknown; None: all unknown.
+
+        Returns:
+            z_tar,mu (B, C, h, w), scaled like `mean` and in its dtype.
+
+        Raises:
+            SidestepError: if the latent or the cameras have another shape than TUNet's.
+        """
+        self._check_shapes(mean, reference, target)
+        scale = math.sqrt(self.config.alpha_star) if self.config.normalise else 1.0
+        z = (mean / scale).to(self.dtype)
+        e_ref, e_tar = self._camera(reference), self._camera(target)
+        e_c = self._category(category, len(mean))
+        views = self._views(z, reference, target)
+
+        if self.config.conditioning == "blocks":
+            f, gamma = z, self._time(z).expand(len(mean), -1)
+            down, up = (torch.cat([gamma, e_camera, e_c], dim=1) for e_camera in (e_ref, e_tar))
+            mid = torch.cat([gamma, e_ref, e_tar, e_c], dim=1)
+        else:
+            joined = torch.cat([e_ref, e_tar, e_c], dim=1)[:, :, None, None].expand(-1, -1, *z.shape[2:])
+            f, down, mid, up = torch.cat([z, joined], dim=1), None, None, None
+        f = self.conv_in(f)
+        skips = [f]
+        for block in self.downs:  # f_i = Down_i(f_{i-1}; t, C_ref, c)
+            f, features = self._run(block, f, down)
+            skips += features
+        f = self._run(self.mid, f, mid, views.get(len(self.downs) - 1))  # f_mid = Mid(f_enc; t, C_ref, C_tar, c)
+        for level, block in zip(
+            reversed(range(len(self.ups))), self.ups, strict=True
+        ):  # f_i = Up_i(f_{i-1}; t, C_tar, c)
+            taken = [skips.pop() for _ in range(self.config.up_layers)]
+            f = self._run(block, f, taken, up, views.get(level))
+        return self.conv_out(F.silu(self.norm_out(f))).to(mean.dtype) * scale
+
+    def _run(self, block: nn.Module, *inputs: Any) -> Any:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return self._gradient_checkpointing_func(block, *inputs)
+        return block(*inputs)
+
+    def _time(self, z: Tensor) -> Tensor:
+        """gamma(t*), (1, time_embed_dim)."""
+        t_star = torch.tensor([self.config.t_star], device=z.device)
+        return self.time_embedding(get_timestep_embedding(t_star, self.config.block_out_channels[0]).to(z.dtype))
+
+    def _camera(self, camera: Camera) -> Tensor:
+        """e_C, (B, camera_dim). Outside autocast: half precision would round small turns away."""
+        weight = self.camera_embedding.weight
+        with torch.autocast(weight.device.type, enabled=False):
+            return self.camera_embedding(camera.vector().to(weight))
+
+    def _category(self, category: Tensor | None, batch: int) -> Tensor:
+        """e_c, (B, category_dim)."""
+        category = torch.full((batch,), -1) if category is None else category
+        index = torch.where(category < 0, self.config.num_categories, category)
+        return self.category_embedding(index.to(self.device))
+
+    def _views(self, z: Tensor, reference: Camera, target: Camera) -> dict[int, ViewTokens]:
+        """The tokens of each level that has cross-attention (the middle block works on the lowest level's)."""
+        if not self.config.cross_attention:
+            return {}
+        levels, views = len(self.downs), {}
+        for level in range(levels - max(self.config.attention_levels, 1), levels):
+            patches = F.pixel_unshuffle(z, 2**level)  # one patch a token, so that token grid and ray grid agree
+            rows, columns = patches.shape[2:]
+            with torch.autocast(z.device.type, enabled=False):
+                r_tar, r_ref = (torch.cat(c.rays(rows, columns), dim=-1).flatten(1, 2) for c in (target, reference))
+            views[level] = ViewTokens(r_tar.to(z), r_ref.to(z), to_tokens(patches))
+        return views
+
+    def _check_shapes(self, mean: Tensor, reference: Camera, target: Camera) -> None:
+        channels, size, batch = self.config.in_channels, self.config.sample_size, len(mean)
+        if mean.shape != (batch, channels, size, size):
+            raise SidestepError(
+                f"latents of shape {tuple(mean.shape)} for a TUNet built for (batch, {channels}, {size}, {size});"
+                " use it with the prior that it was trained on"
+            )
+        for name, camera in (("reference", reference), ("target", target)):
+            if camera.batch_shape != (batch,):
+                raise SidestepError(
+                    f"{batch} latents need {batch} {name} cameras in one batch, not {camera.batch_shape}"
+                )
