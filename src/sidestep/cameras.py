@@ -223,6 +223,18 @@ class Camera:
         pose[..., :3, 3] *= factor[..., None]
         return self._changed(world_to_camera=pose)
 
+    def mirrored(self) -> "Camera":
+        """The camera that takes the mirrored picture (left and right exchanged) of the mirrored world (x to -x).
+
+        With M = diag(-1, 1, 1): R becomes M R M, t becomes M t, and cx becomes W - cx. A camera in a reference's
+        frame stays in that of the mirrored reference.
+        """
+        flip = self.world_to_camera.new_tensor([-1.0, 1.0, 1.0, 1.0])
+        intrinsics = self.intrinsics.clone()
+        intrinsics[..., 0, 1] *= -1
+        intrinsics[..., 0, 2] = self.width - intrinsics[..., 0, 2]
+        return self._changed(intrinsics, self.world_to_camera * flip[:, None] * flip)
+
     def vector(self) -> Tensor:
         """The camera as 16 numbers, (..., 16): fx/W, fy/H, cx/W, cy/H, R row by row, t.
 
@@ -286,6 +298,22 @@ def distance_scale(reference: Camera, others: Camera | None = None, points: Tens
         if point is not None and float(reference.project(point[None])[1]) > 0:
             return 1 / float((point - reference.centre).norm())
     return 1.0
+
+
+def elevations(cameras: Camera) -> Tensor:
+    """How far each of a scene's cameras looks down, in degrees, (N,).
+
+    A captured scene's world has no known vertical. Cameras held level have their x axes in the horizontal plane, so
+    the vertical is the direction most nearly perpendicular to all of them, on the side that the pictures' tops are.
+    One camera, or cameras that do not turn, look down by 0.
+    """
+    rotation = cameras.rotation.reshape(-1, 3, 3).double().cpu()
+    x, up, forward = rotation[:, 0], -rotation[:, 1], rotation[:, 2]
+    values, vectors = torch.linalg.eigh(x.mT @ x / len(x))
+    if float(values[1]) < 1e-3:  # all x axes are one: nothing tells the vertical from the viewing direction
+        return torch.zeros(len(x))
+    vertical = vectors[:, 0] * torch.sign((up @ vectors[:, 0]).sum())
+    return torch.rad2deg(torch.asin((-forward @ vertical).clamp(-1, 1))).float()
 
 
 def _nearest_to_axes(reference: Camera, others: Camera) -> Tensor | None:

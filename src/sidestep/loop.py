@@ -65,8 +65,8 @@ class Task(Protocol):
 
     model: torch.nn.Module
 
-    def draw(self, rng: np.random.Generator, size: int) -> list[Any]:
-        """`size` samples, as cheap descriptions: which picture, which crop, which pair."""
+    def draw(self, step: int) -> list[Any]:
+        """The samples of a step, as cheap descriptions: which picture, which crop, which pair. Decided by `step`."""
         ...
 
     def collate(self, samples: list[Any]) -> dict[str, torch.Tensor]:
@@ -128,8 +128,7 @@ def fit(task: Task, config: LoopConfig, run: Path, experiment: Any = None) -> to
         save_config(experiment, run / "config.yaml")
 
     def load(step: int) -> dict[str, torch.Tensor]:
-        samples = task.draw(np.random.default_rng((config.seed, step)), config.batch_size)
-        return task.collate(samples[rank::processes])
+        return task.collate(task.draw(step)[rank::processes])
 
     model.train()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

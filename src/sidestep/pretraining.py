@@ -206,8 +206,10 @@ class _AutoencoderTask:
         held_out = pictures["val"]
         self.held_out = held_out[:: max(1, len(held_out) // 16)][:16]
 
-    def draw(self, rng: np.random.Generator, size: int) -> list[Any]:
-        room = self.config.image_size - self.config.autoencoder.crop
+    def draw(self, step: int) -> list[Any]:
+        own = self.config.autoencoder
+        rng = np.random.default_rng((own.seed, step))
+        room = self.config.image_size - own.crop
         return [
             (
                 int(rng.integers(len(self.pictures))),
@@ -215,7 +217,7 @@ class _AutoencoderTask:
                 int(rng.integers(room + 1)),
                 bool(rng.integers(2)),
             )
-            for _ in range(size)
+            for _ in range(own.batch_size)
         ]
 
     def collate(self, samples: list[Any]) -> dict[str, Tensor]:
@@ -272,8 +274,10 @@ class _UNetTask:
             prediction_type=config.unet.prediction_type,
         )
 
-    def draw(self, rng: np.random.Generator, size: int) -> list[Any]:
+    def draw(self, step: int) -> list[Any]:
         unet = self.config.unet
+        rng = np.random.default_rng((unet.seed, step))
+        size = unet.batch_size
         last = self.scheduler.config.num_train_timesteps
         indices = rng.integers(len(self.latents["train"]), size=size)
         low = rng.random(size) < unet.low_share
