@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sidestep.errors import SidestepError
-from sidestep.inversion import Inverted, inversion_grid
+from sidestep.inversion import InversionSettings, Inverted, inversion_grid
 from sidestep.prior import LatentPrior
 
 ScaleReading = Literal["algebra", "paper", "scripts"]
@@ -34,13 +34,13 @@ class FusionSettings:
             last step times sqrt(1 - a_800) ("late", as the scripts).
         latent: what B adds: the reference inverted to the last step, almost pure noise ("late", as the scripts), or
             to t* ("t_star", as the paper reads), where its own picture comes along as a ghost.
-        start: the timestep that sampling starts from, t* where None (the scripts: 581, 601 or 621).
+        sample_from: the timestep that sampling starts from, t* where None (the scripts: 581, 601 or 621).
     """
 
     c: ScaleReading = "algebra"
     noise: NoiseReading = "reference"
     latent: LatentReading = "late"
-    start: int | None = None
+    sample_from: int | None = None
 
     def __post_init__(self) -> None:
         for name, readings in (("c", ScaleReading), ("noise", NoiseReading), ("latent", LatentReading)):
@@ -53,9 +53,10 @@ class FusionSettings:
         """Whether `method` needs the reference inverted to the last step besides t*."""
         return (self.noise if method == "variance" else self.latent) == "late"
 
-    def sampling_grid(self, t_star: int, steps: int) -> list[int]:
-        """The timesteps that `sample` walks down after fusion."""
-        return inversion_grid(t_star if self.start is None else self.start, steps)
+    def sampling_grid(self, inversion: InversionSettings, steps: int) -> list[int]:
+        """The timesteps that `sample` walks down after fusion, `steps` of them, to where the inversion began."""
+        last = inversion.t_star if self.sample_from is None else self.sample_from
+        return inversion_grid(last, steps, inversion.start)
 
 
 def noise_scale(alphas_cumprod: Tensor, t_star: int, reading: ScaleReading = "algebra") -> float:
