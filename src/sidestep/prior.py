@@ -390,7 +390,7 @@ def _load_text(folder: str) -> tuple[Any, Any]:
         encoder_class = getattr(transformers, (config.architectures or ["AutoModel"])[0])
         encoder = encoder_class.from_pretrained(folder, subfolder="text_encoder", use_safetensors=True).float()
         return encoder, transformers.AutoTokenizer.from_pretrained(folder, subfolder="tokenizer")
-    except (OSError, ValueError, RuntimeError, AttributeError, SafetensorError) as error:
+    except Exception as error:  # the tokenizers library raises nothing narrower
         raise _unreadable(folder, "text_encoder or tokenizer", error) from error
 
 
