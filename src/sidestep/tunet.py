@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from sidestep.cameras import Camera
 from sidestep.errors import SidestepError
 
-CAMERA_VECTOR = 16  # Camera.vector(): four intrinsics, nine of R, three of t
 RAY = 6  # origin and direction
 
 
@@ -112,10 +111,7 @@ class CrossAttention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention, feed-forward between two projections. (B, D, rows, columns) -> the same.
-
-    `inner_dim` is the width of the cross-attention; 0 leaves it out (the ablation "no cross-attention").
-    """
+    """Self-, cross-attention (width `inner_dim`, 0: none), feed-forward. (B, D, rows, columns) -> the same."""
 
     def __init__(self, channels: int, patch_channels: int, inner_dim: int, head_dim: int, groups: int) -> None:
         super().__init__()
@@ -206,8 +202,8 @@ class TUNet(ModelMixin, ConfigMixin):
         conditioning: "blocks": the embeddings enter every residual block. "concat" (the paper's ablation): e_C and e_c
             are joined to the input as extra channels; the blocks have no embedding, and t, being fixed, has none.
         cross_attention: False for the paper's ablation "no cross-attention".
-        normalise: divide the input by sqrt(alpha_star) and multiply the output back. The mean is sqrt(alpha_star)
-            times an estimate of the clean latent, so this gives the network latents at the prior's own scale.
+        normalise: divide the input by sqrt(alpha_star) and multiply the output back, so that the network sees what
+            the mean estimates, clean latents at the prior's own scale.
         t_star, alpha_star: the timestep the means were inverted to and the prior's alphas_cumprod there (SD 1.5's).
         inversion_steps, inversion_timestep, prior_fingerprint: how and by which prior; TUNet fits only such means.
         elevation: the training set's median camera elevation, degrees.
@@ -217,7 +213,6 @@ class TUNet(ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
-
     PAPER: ClassVar[dict[str, Any]] = dict(
         in_channels=4, sample_size=64, block_out_channels=(128, 256, 512, 512), head_dim=64, cross_attention_dim=768
     )
@@ -255,18 +250,14 @@ class TUNet(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         channels, levels = tuple(block_out_channels), len(block_out_channels)
-        if num_categories is None:
-            num_categories = len(categories)
-        widths = [
-            *channels[levels - max(attention_levels, 1) :],
-            cross_attention_dim,
-        ]  # the middle block attends always
+        num_categories = len(categories) if num_categories is None else num_categories
+        attended = (*channels[levels - max(attention_levels, 1) :], cross_attention_dim)  # the lowest in any case: Mid
         for fault, found in {
             f"sample_size {sample_size} is not divisible by {2 ** (levels - 1)}": sample_size % 2 ** (levels - 1),
             f"up_layers is {up_layers}, not down_layers + 1": up_layers != down_layers + 1,
             f"attention_levels is {attention_levels} of {levels}": not 0 <= attention_levels <= levels,
             f"channels {channels} do not split into {norm_groups} groups": any(d % norm_groups for d in channels),
-            f"attention widths {widths} are not divisible by head_dim {head_dim}": any(d % head_dim for d in widths),
+            f"attention widths {attended} do not split into heads of {head_dim}": any(d % head_dim for d in attended),
             f"{len(categories)} names for {num_categories} categories": len(categories) not in (0, num_categories),
             f"conditioning {conditioning!r} is not 'blocks' or 'concat'": conditioning not in ("blocks", "concat"),
             f"alpha_star {alpha_star} is not in (0, 1]": not 0 < alpha_star <= 1,
@@ -276,7 +267,7 @@ class TUNet(ModelMixin, ConfigMixin):
 
         in_blocks = conditioning == "blocks"
         self.register_to_config(num_categories=num_categories)
-        self.camera_embedding = nn.Linear(CAMERA_VECTOR, camera_dim)
+        self.camera_embedding = nn.Linear(16, camera_dim)  # of (fx, fy, cx, cy; R; t)
         self.category_embedding = nn.Embedding(num_categories + 1, category_dim)  # the last is "unknown"
         if in_blocks:
             self.time_embedding = TimestepEmbedding(channels[0], time_embed_dim)
@@ -305,8 +296,7 @@ class TUNet(ModelMixin, ConfigMixin):
         self.ups = nn.ModuleList()
         for level, d in reversed(list(enumerate(channels))):
             res_blocks = [res_block((d if layer else width) + skip_widths.pop(), d) for layer in range(up_layers)]
-            attends = level >= levels - attention_levels
-            transformers = [transformer(level) for _ in range(up_layers)] if attends else []
+            transformers = [transformer(level) for _ in range(up_layers)] if level >= levels - attention_levels else []
             width = d
             self.ups.append(Up(res_blocks, transformers, d, level == 0))
         self.norm_out = nn.GroupNorm(norm_groups, width)
@@ -326,16 +316,12 @@ class TUNet(ModelMixin, ConfigMixin):
         return torch.tensor([known[name] for name in names], dtype=torch.int64)
 
     def forward(self, mean: Tensor, reference: Camera, target: Camera, category: Tensor | None = None) -> Tensor:
-        """Predicts the target view's inverted mean.
+        """The target view's inverted mean, z_tar,mu (B, C, h, w), scaled like `mean` and in its dtype.
 
         Args:
             mean: z_ref,mu (B, C, h, w), at the scale that the inversion gives it.
-            reference: B cameras in the reference's frame, the scene's scale divided out; pixel sizes do not matter.
-            target: B cameras in the same frame.
+            reference, target: B cameras each, in the reference's frame and at the scene's scale, of any pixel size.
             category: (B,) int64, 0 to num_categories - 1, or -1 for unknown; None: all unknown.
-
-        Returns:
-            z_tar,mu (B, C, h, w), scaled like `mean` and in its dtype.
 
         Raises:
             SidestepError: if the latent or the cameras have another shape than TUNet's.
@@ -343,8 +329,7 @@ class TUNet(ModelMixin, ConfigMixin):
         self._check_shapes(mean, reference, target)
         scale = math.sqrt(self.config.alpha_star) if self.config.normalise else 1.0
         z = (mean / scale).to(self.dtype)
-        e_ref, e_tar = self._camera(reference), self._camera(target)
-        e_c = self._category(category, len(mean))
+        e_ref, e_tar, e_c = self._camera(reference), self._camera(target), self._category(category, len(mean))
         views = self._views(z, reference, target)
 
         if self.config.conditioning == "blocks":
@@ -356,15 +341,13 @@ class TUNet(ModelMixin, ConfigMixin):
             f, down, mid, up = torch.cat([z, joined], dim=1), None, None, None
         f = self.conv_in(f)
         skips = [f]
-        for block in self.downs:  # f_i = Down_i(f_{i-1}; t, C_ref, c)
-            f, features = self._run(block, f, down)
+        for block in self.downs:
+            f, features = self._run(block, f, down)  # f_i = Down_i(f_{i-1}; t, C_ref, c)
             skips += features
         f = self._run(self.mid, f, mid, views.get(len(self.downs) - 1))  # f_mid = Mid(f_enc; t, C_ref, C_tar, c)
-        for level, block in zip(
-            reversed(range(len(self.ups))), self.ups, strict=True
-        ):  # f_i = Up_i(f_{i-1}; t, C_tar, c)
+        for level, block in zip(reversed(range(len(self.ups))), self.ups, strict=True):
             taken = [skips.pop() for _ in range(self.config.up_layers)]
-            f = self._run(block, f, taken, up, views.get(level))
+            f = self._run(block, f, taken, up, views.get(level))  # f_i = Up_i(f_{i-1}; t, C_tar, c)
         return self.conv_out(F.silu(self.norm_out(f))).to(mean.dtype) * scale
 
     def _run(self, block: nn.Module, *inputs: Any) -> Any:
@@ -403,14 +386,12 @@ class TUNet(ModelMixin, ConfigMixin):
         return views
 
     def _check_shapes(self, mean: Tensor, reference: Camera, target: Camera) -> None:
-        channels, size, batch = self.config.in_channels, self.config.sample_size, len(mean)
-        if mean.shape != (batch, channels, size, size):
+        batch, size = len(mean), self.config.sample_size
+        if mean.shape != (batch, self.config.in_channels, size, size):
             raise SidestepError(
-                f"latents of shape {tuple(mean.shape)} for a TUNet built for (batch, {channels}, {size}, {size});"
-                " use it with the prior that it was trained on"
+                f"TUNet was built for latents of shape (batch, {self.config.in_channels}, {size}, {size}), not "
+                f"{tuple(mean.shape)}; use it with the prior that it was trained on"
             )
-        for name, camera in (("reference", reference), ("target", target)):
-            if camera.batch_shape != (batch,):
-                raise SidestepError(
-                    f"{batch} latents need {batch} {name} cameras in one batch, not {camera.batch_shape}"
-                )
+        if not reference.batch_shape == target.batch_shape == (batch,):
+            shapes = f"{tuple(reference.batch_shape)} and {tuple(target.batch_shape)}"
+            raise SidestepError(f"{batch} latents need {batch} reference and target cameras, not {shapes}")
