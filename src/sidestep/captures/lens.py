@@ -113,7 +113,7 @@ class Lens:
         pixels = np.stack((cols, rows), axis=-1)
         intrinsics = self._zoomed(zoom)
         source = self.source_pixels(intrinsics, pixels)
-        inside = bool(((source >= -0.5) & (source <= (self.width + 0.5, self.height + 0.5))).all())
+        inside = bool(((source >= 0.0) & (source <= (self.width, self.height))).all())
         step = 1e-3
         along_x = self.source_pixels(intrinsics, pixels + np.array((step, 0.0))) - source
         along_y = self.source_pixels(intrinsics, pixels + np.array((0.0, step))) - source

@@ -1,0 +1,209 @@
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sidestep.cameras import Camera
+from sidestep.captures.colmap import read_colmap
+from sidestep.captures.transforms import read_cameras, read_transforms, write_transforms
+from sidestep.errors import SidestepError
+
+FOX = Path(__file__).parents[3] / "shared" / "data" / "fox"
+
+
+def entry(name: str, x: float = 0.0, **more):
+    matrix = [[1.0, 0.0, 0.0, x], [0.0, 1.0, 0.0, 2.0], [0.0, 0.0, 1.0, 3.0], [0.0, 0.0, 0.0, 1.0]]
+    return {"file_path": name, "transform_matrix": matrix, **more}
+
+
+def save(folder: Path, frames: list, photos: list[str], size: tuple[int, int] = (64, 48), **common) -> Path:
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    for photo in photos:
+        Image.new("RGB", size).save(folder / photo)
+    (folder / "transforms.json").write_text(json.dumps({**common, "frames": frames}))
+    return folder / "transforms.json"
+
+
+def test_opengl_axes_become_opencv_axes(tmp_path):
+    # An OpenGL camera with unit rotation looks along -z with y up; it stands at (0, 2, 3).
+    path = save(tmp_path, [entry("images/a.png")], ["images/a.png"], fl_x=50.0)
+    camera = read_transforms(path).frames[0].camera
+    pixels, depth = camera.project(torch.tensor([[0.0, 2.0, -2.0], [1.0, 2.0, -2.0], [0.0, 3.0, -2.0]]))
+    assert torch.allclose(depth, torch.tensor(5.0))
+    assert torch.allclose(pixels, torch.tensor([[32.0, 24.0], [42.0, 24.0], [32.0, 14.0]]))
+    assert torch.allclose(camera.centre, torch.tensor([0.0, 2.0, 3.0]))
+
+
+def test_frames_are_sorted_and_missing_photos_named(tmp_path):
+    frames = [entry("./images/b.png"), entry("images/gone.png"), entry("images/a.png", x=1.0)]
+    scene = read_transforms(save(tmp_path / "plant", frames, ["images/a.png", "images/b.png"], fl_x=50.0))
+    assert scene.name == "plant"
+    assert [frame.name for frame in scene.frames] == ["a.png", "b.png"]
+    assert scene.frames[0].camera.centre[0] == pytest.approx(1.0)
+    assert scene.missing == ("gone.png",)
+
+
+def test_no_photo_there_at_all(tmp_path):
+    with pytest.raises(SidestepError, match=r"transforms\.json: none of its 1 photos"):
+        read_transforms(save(tmp_path, [entry("images/gone.png")], [], fl_x=50.0))
+
+
+def test_photos_may_be_listed_without_their_suffix(tmp_path):
+    scene = read_transforms(save(tmp_path, [entry("images/r_0")], ["images/r_0.png"], camera_angle_x=0.9))
+    assert scene.frames[0].path.name == "r_0.png"
+
+
+def test_focal_length_from_the_angle_of_view(tmp_path):
+    angle = 2 * math.atan(32 / 50.0)
+    camera = read_transforms(save(tmp_path, [entry("a.png")], ["a.png"], camera_angle_x=angle)).frames[0].camera
+    assert torch.allclose(camera.intrinsics, torch.tensor([[50.0, 0, 32.0], [0, 50.0, 24.0], [0, 0, 1.0]]))
+
+
+def test_a_frames_own_intrinsics_win_over_the_files(tmp_path):
+    frames = [entry("a.png"), entry("b.png", fl_x=70.0, fl_y=71.0, cx=30.0, cy=20.0)]
+    a, b = read_transforms(save(tmp_path, frames, ["a.png", "b.png"], fl_x=50.0, w=64, h=48)).frames
+    assert a.camera.intrinsics[0, 0] == 50.0
+    assert torch.allclose(b.camera.intrinsics, torch.tensor([[70.0, 0, 30.0], [0, 71.0, 20.0], [0, 0, 1.0]]))
+
+
+def test_distortion_is_taken_out_of_the_photo(tmp_path):
+    """A spot in the bent photo must be where the returned pinhole camera projects its point."""
+    k1, k2, p1, p2 = 0.1, -0.05, 0.004, -0.006
+    x, y = 0.4, -0.3
+    r2 = x * x + y * y
+    bent_x = x * (1 + k1 * r2 + k2 * r2 * r2) + 2 * p1 * x * y + p2 * (r2 + 2 * x * x)
+    bent_y = y * (1 + k1 * r2 + k2 * r2 * r2) + 2 * p2 * x * y + p1 * (r2 + 2 * y * y)
+    u, v = 200 * bent_x + 100, 200 * bent_y + 80
+    rows, cols = np.mgrid[:160, :200] + 0.5
+    blob = 255 * np.exp(-((cols - u) ** 2 + (rows - v) ** 2) / 8)
+    path = save(tmp_path, [entry("a.png")], [], fl_x=200.0, w=200, h=160, k1=k1, k2=k2, p1=p1, p2=p2)
+    Image.fromarray(blob.astype(np.uint8)).save(tmp_path / "a.png")
+
+    frame = read_transforms(path).frames[0]
+
+    straight = np.asarray(frame.load(), dtype=np.float64)[..., 0]
+    found = np.array(((straight * cols).sum(), (straight * rows).sum())) / straight.sum()
+    ray = torch.tensor([x, y, 1.0])
+    expected = (frame.camera.intrinsics @ ray)[:2].numpy()
+    assert np.allclose(found, expected, atol=0.1)
+    assert np.abs(expected - (u, v)).max() > 1.0
+
+
+def test_rotation_that_is_off_by_rounding_is_made_exact(tmp_path):
+    rough = entry("a.png")
+    rough["transform_matrix"] = (np.array(rough["transform_matrix"]) * [[1.0001], [1.0001], [1.0001], [1.0]]).tolist()
+    camera = read_transforms(save(tmp_path, [rough], ["a.png"], fl_x=50.0)).frames[0].camera
+    assert torch.allclose(camera.rotation @ camera.rotation.mT, torch.eye(3), atol=1e-6)
+    assert torch.allclose(camera.centre, torch.tensor([0.0, 2.0002, 3.0003]), atol=1e-5)
+
+
+def pose(**changes):
+    matrix = np.array(entry("a.png")["transform_matrix"])
+    for place, value in changes.items():
+        matrix[int(place[1]), int(place[2])] = value
+    return matrix.tolist()
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        pose(m00=math.nan),
+        pose(m03=math.inf),
+        pose(m00=1.1),
+        pose(m01=0.1),
+        pose(m00=-1.0),
+        pose(m30=1.0),
+        [[1, 0], [0, 1]],
+        "no matrix",
+        [[1, 0, 0, 0], [0, 1, 0], [0, 0, 1, 0]],
+        None,
+    ],
+)
+def test_pose_that_is_none_is_refused_by_file_and_frame(tmp_path, matrix):
+    frames = [entry("a.png"), {"file_path": "b.png", "transform_matrix": matrix}]
+    path = save(tmp_path, frames, ["a.png", "b.png"], fl_x=50.0, w=64, h=48)
+    for read in (read_transforms, read_cameras):
+        with pytest.raises(SidestepError, match=r"transforms\.json: frame b\.png"):
+            read(path)
+
+
+def test_frame_without_a_pose_is_refused(tmp_path):
+    path = save(tmp_path, [{"file_path": "a.png"}], ["a.png"], fl_x=50.0)
+    with pytest.raises(SidestepError, match=r"frame a\.png"):
+        read_transforms(path)
+
+
+@pytest.mark.parametrize(
+    "common",
+    [
+        {},
+        {"fl_x": -5.0},
+        {"fl_x": "wide"},
+        {"fl_x": math.nan},
+        {"camera_angle_x": 4.0},
+        {"fl_x": 50.0, "camera_model": "OPENCV_FISHEYE"},
+        {"fl_x": 50.0, "is_fisheye": True},
+        {"fl_x": 50.0, "k4": 0.1},
+        {"fl_x": 50.0, "k1": -20.0},
+        {"fl_x": 50.0, "w": 0, "h": 0},
+        {"fl_x": 50.0, "w": 100, "h": 100},
+    ],
+)
+def test_lens_that_is_none_is_refused(tmp_path, common):
+    with pytest.raises(SidestepError, match=r"a\.png"):
+        read_transforms(save(tmp_path, [entry("a.png")], ["a.png"], **common))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"frames": []}', '{"frames": [1]}', "\xff", "[" * 100_000])
+def test_file_that_is_no_transforms_is_refused(tmp_path, text):
+    (tmp_path / "transforms.json").write_text(text, encoding="latin-1")
+    with pytest.raises(SidestepError, match=r"transforms\.json"):
+        read_transforms(tmp_path)
+
+
+def test_photo_listed_twice_is_refused(tmp_path):
+    with pytest.raises(SidestepError, match=r"a\.png is listed twice"):
+        read_transforms(save(tmp_path, [entry("a.png"), entry("a.png")], ["a.png"], fl_x=50.0))
+
+
+def test_cameras_alone_need_no_photos_and_keep_their_order(tmp_path):
+    path = save(tmp_path, [entry("b.png", x=1.0), entry("a.png", x=2.0)], [], fl_x=50.0, w=64, h=48)
+    cameras = read_cameras(path)
+    assert [float(camera.centre[0]) for camera in cameras] == [1.0, 2.0]
+    assert (cameras[0].width, cameras[0].height) == (64, 48)
+
+
+def test_cameras_alone_need_a_size(tmp_path):
+    with pytest.raises(SidestepError, match=r"frame a\.png has no picture size"):
+        read_cameras(save(tmp_path, [entry("a.png")], [], fl_x=50.0))
+
+
+def test_written_cameras_are_read_back(tmp_path, furniture):
+    frames = read_colmap(furniture / "chair" / "scopia024").frames
+    cameras = [frame.camera for frame in frames] + [Camera.from_fov(40.0, 90, 60)]
+    write_transforms(tmp_path, cameras, [f"{i}.png" for i in range(len(cameras))])
+    for read, camera in zip(read_cameras(tmp_path), cameras, strict=True):
+        assert (read.width, read.height) == (camera.width, camera.height)
+        assert torch.allclose(read.intrinsics, camera.intrinsics)
+        assert torch.allclose(read.world_to_camera, camera.world_to_camera, atol=1e-6)
+
+
+def test_intrinsics_that_all_share_are_written_once(tmp_path):
+    write_transforms(tmp_path, [Camera.from_fov(40.0, 90, 60)] * 2, ["a.png", "b.png"])
+    data = json.loads((tmp_path / "transforms.json").read_text())
+    assert (data["w"], data["h"], data["cx"], data["cy"]) == (90, 60, 45.0, 30.0)
+    assert data["fl_x"] == pytest.approx(30 / math.tan(math.radians(20)))
+    assert "fl_x" not in data["frames"][0]
+    # OpenCV's identity looks along +z with y down: in OpenGL axes y and z are flipped.
+    assert np.allclose(data["frames"][0]["transform_matrix"], np.diag([1, -1, -1, 1]))
+
+
+@pytest.mark.skipif(not FOX.is_dir(), reason="the fox capture is not part of the repository")
+def test_fox_of_instant_ngp():
+    scene = read_transforms(FOX)
+    assert (len(scene.frames), len(scene.missing)) == (50, 17)
+    assert scene.frames[0].load().size == (1080, 1920)

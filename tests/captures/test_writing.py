@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sidestep.cameras import Camera
+from sidestep.captures import read_captures, write_capture
+from sidestep.captures.colmap import read_colmap
+from sidestep.captures.transforms import read_transforms
+from sidestep.errors import SidestepError
+
+
+@pytest.fixture
+def views(furniture):
+    frames = read_captures(furniture / "table")[0].frames[:4]
+    return [frame.load() for frame in frames], [frame.camera for frame in frames]
+
+
+@pytest.mark.parametrize("read", [read_colmap, read_transforms])
+def test_written_capture_is_read_back(tmp_path, views, read):
+    images, cameras = views
+    write_capture(tmp_path / "out", images, cameras)
+    frames = read(tmp_path / "out").frames
+    for frame, image, camera in zip(frames, images, cameras, strict=True):
+        assert np.array_equal(np.asarray(frame.load()), np.asarray(image))
+        assert torch.allclose(frame.camera.world_to_camera, camera.world_to_camera, atol=1e-6)
+        assert torch.allclose(frame.camera.intrinsics, camera.intrinsics, atol=1e-4)
+
+
+def test_a_failure_leaves_the_old_capture_and_no_litter(tmp_path, views, monkeypatch):
+    images, cameras = views
+    write_capture(tmp_path / "out", images, cameras)
+
+    def full_disk(*args: object, **kwargs: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        write_capture(tmp_path / "out", images[:1], cameras[:1])
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert len(read_transforms(tmp_path / "out").frames) == 4
+
+
+def test_an_older_capture_is_replaced_whole(tmp_path, views):
+    images, cameras = views
+    write_capture(tmp_path / "out", images, cameras)
+    write_capture(tmp_path / "out", images[:2], cameras[:2])
+    assert sorted(path.name for path in (tmp_path / "out" / "images").iterdir()) == ["000.png", "001.png"]
+
+
+def test_a_folder_with_other_things_in_it_is_not_replaced(tmp_path, views):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("years of work")
+    with pytest.raises(SidestepError, match="not a capture"):
+        write_capture(tmp_path / "out", *views)
+    assert (tmp_path / "out" / "thesis.txt").exists()
+
+
+def test_images_and_cameras_that_do_not_fit_are_refused(tmp_path, views):
+    images, cameras = views
+    with pytest.raises(SidestepError, match="4 images for 3 cameras"):
+        write_capture(tmp_path / "out", images, cameras[:3])
+    with pytest.raises(SidestepError, match="image 0 is 256x256"):
+        write_capture(tmp_path / "out", images[:1], [Camera.from_fov(40.0, 64, 64)])
+    assert not (tmp_path / "out").exists()
