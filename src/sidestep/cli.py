@@ -7,24 +7,46 @@ import json
 import logging
 import sys
 import warnings
+from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from sidestep.errors import SidestepError
 
-app = typer.Typer(
-    name="sidestep",
-    help="Take one photo, step to the side, look again.",
-    no_args_is_help=True,
-    add_completion=True,
-    pretty_exceptions_enable=False,
-)
+if TYPE_CHECKING:
+    from sidestep.cameras import Camera
+
+app = typer.Typer(name="sidestep", no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console(stderr=True)
+
+
+class Trajectory(StrEnum):
+    """Presets of `sidestep view --trajectory`."""
+
+    orbit = "orbit"
+    dolly = "dolly"
+    spiral = "spiral"
+
+
+class FusionChoice(StrEnum):
+    """Ways to put noise back."""
+
+    auto = "auto"
+    variance = "variance"
+    addition = "addition"
+
+
+class TimestepChoice(StrEnum):
+    """Where an inversion step asks the network."""
+
+    next = "next"
+    current = "current"
 
 
 def _version(wanted: bool) -> None:
@@ -34,15 +56,160 @@ def _version(wanted: bool) -> None:
 
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file with the experiment's settings.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace the file's.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace the file's.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps; the best one present by default.")]
 
 
-@app.callback(invoke_without_command=False)
+@app.callback()
 def options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_version)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_version)
+    ] = False,
 ) -> None:
     """Take one photo, step to the side, look again."""
+
+
+@app.command()
+def view(
+    photo: Annotated[Path, typer.Argument(help="The photo.")],
+    out: Annotated[
+        Path,
+        typer.Option(help="Picture (.png, .jpg), animation (.mp4, .gif, .webp), or a folder for views with cameras."),
+    ],
+    yaw: Annotated[float | None, typer.Option(help="Degrees to the right; of an orbit, to each side. [30]")] = None,
+    pitch: Annotated[float | None, typer.Option(help="Degrees up; of a spiral, at most.")] = None,
+    trajectory: Annotated[Trajectory | None, typer.Option(help="A path of cameras instead of one.")] = None,
+    frames: Annotated[int, typer.Option(min=2, help="Views along the trajectory.")] = 24,
+    cameras: Annotated[
+        Path | None,
+        typer.Option(
+            help="transforms.json with the target cameras. If it names the photo, that is the photo's camera; "
+            "otherwise the photo is taken from the origin with its subject at distance 1."
+        ),
+    ] = None,
+    fov: Annotated[
+        float | None, typer.Option(help="The photo's field of view across its shorter side, degrees. [EXIF, else 45]")
+    ] = None,
+    elevation: Annotated[
+        float | None, typer.Option(help="Degrees by which the photo looks down. [the training captures' median]")
+    ] = None,
+    category: Annotated[str | None, typer.Option(help="What the photo shows, if the model knows it.")] = None,
+    fusion: Annotated[FusionChoice, typer.Option(help="How noise is put back.")] = FusionChoice.auto,
+    coarse: Annotated[bool, typer.Option("--coarse", help="Write the coarse predictions too, as OUT-coarse.")] = False,
+    prompt: Annotated[str | None, typer.Option(help="Guides the sampling, where the prior reads text.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What to guide away from.")] = None,
+    guidance: Annotated[float, typer.Option(help="Strength of the prompt.")] = 3.5,
+    steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 30,
+    seed: Annotated[int, typer.Option(help="Of noise, where any is drawn.")] = 0,
+    fps: Annotated[int, typer.Option(min=1, help="Frames a second of an animation.")] = 12,
+    model: Annotated[str, typer.Option(help="Model folder or hub id.")] = "bundled",
+    prior: Annotated[str | None, typer.Option(help="Prior's folder or hub id, for a model of TUNet alone.")] = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Synthesise what another camera would have seen."""
+    from sidestep.cameras import Camera
+    from sidestep.images import exif_fov, load_image
+    from sidestep.outputs import check_output, save_views
+    from sidestep.pipeline import DEFAULT_FOV, NovelViewPipeline
+
+    check_output(out)
+    if cameras is not None and (trajectory is not None or yaw is not None or pitch is not None):
+        raise SidestepError("--cameras says where to look from; leave --trajectory, --yaw and --pitch out")
+    image = load_image(photo)
+    source, targets = Camera.from_fov(fov or exif_fov(photo) or DEFAULT_FOV, *image.size), None
+    scale: float | None = 1.0
+    if cameras is not None:
+        source_given, targets = _targets_from_file(cameras, photo.name)
+        if source_given is not None:
+            source, scale = source_given, None
+    pipe = NovelViewPipeline.from_pretrained(model, prior=prior, device=device)
+    if targets is None:
+        looks_down = pipe.tunet.config.elevation if elevation is None else elevation
+        targets = _targets(source, trajectory, yaw, pitch, frames, looks_down)
+    with _progress() as progress:
+        bars: dict[str, TaskID] = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in bars:
+                bars[stage] = progress.add_task(stage, total=total)
+            progress.update(bars[stage], completed=done)
+
+        views = pipe(
+            image,
+            targets,
+            source,
+            category,
+            fusion.value,
+            prompt,
+            steps,
+            seed,
+            negative_prompt=negative_prompt,
+            guidance=guidance,
+            scale=scale,
+            progress=show,
+        )
+    save_views(out, views.images, views.cameras, fps)
+    written = [str(out)]
+    if coarse:
+        beside = out.with_name(f"{out.stem}-coarse{out.suffix}")
+        save_views(beside, views.coarse, views.cameras, fps)
+        written.append(str(beside))
+    _report({"written": written, "fusion": views.fusion}, as_json)
+
+
+@app.command()
+def encode(
+    data: Annotated[Path, typer.Argument(help="Captures: MVImgNet's layout, COLMAP scenes, or transforms.json.")],
+    out: Annotated[Path, typer.Option(help="Folder of the store of latents.")],
+    prior: Annotated[str, typer.Option(help="Prior's folder or hub id.")] = "bundled",
+    t_star: Annotated[
+        int | None, typer.Option(help="Timestep to invert to. [as noisy as Stable Diffusion's 600]")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the inversion.")] = 30,
+    timestep: Annotated[TimestepChoice, typer.Option(help="Where a step asks the network.")] = TimestepChoice.next,
+    batch_size: Annotated[int, typer.Option(min=1, help="Frames inverted together.")] = 16,
+    scenes_per_shard: Annotated[int, typer.Option(min=1, help="Scenes in one file of the store.")] = 8,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Invert every frame of captured scenes once, for training. Run again to resume."""
+    from sidestep.captures import read_captures
+    from sidestep.inversion import InversionSettings
+    from sidestep.latents import encode_captures
+    from sidestep.models import model_folder
+    from sidestep.prior import LatentPrior
+
+    scenes = read_captures(data)
+    loaded = LatentPrior.from_pretrained(model_folder(prior), device)
+    settings = InversionSettings(loaded.default_t_star() if t_star is None else t_star, steps, timestep.value)
+    with _progress() as progress:
+        bar = progress.add_task("frames", total=None)
+        store = encode_captures(
+            loaded,
+            scenes,
+            out,
+            settings,
+            prior_name=prior,
+            scenes_per_shard=scenes_per_shard,
+            batch_size=batch_size,
+            progress=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+    frames = sum(len(scene.frames) for scene in store.scenes)
+    _report({"store": str(out), "scenes": len(store.scenes), "frames": frames, "t_star": settings.t_star}, as_json)
+
+
+@app.command()
+def train(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Train TUNet on encoded captures. Run again to resume."""
+    from sidestep.config import load_config
+    from sidestep.training import TrainConfig
+    from sidestep.training import train as run
+
+    _report({"model": str(run(load_config(TrainConfig, config, overrides or [])))}, as_json)
 
 
 @app.command()
@@ -55,17 +222,61 @@ def pretrain(config: Config, overrides: Overrides = None, as_json: Json = False)
     _report({"prior": str(run(load_config(PretrainConfig, config, overrides or [])))}, as_json)
 
 
+def _targets(
+    source: "Camera",
+    trajectory: Trajectory | None,
+    yaw: float | None,
+    pitch: float | None,
+    frames: int,
+    elevation: float,
+) -> "list[Camera]":
+    from sidestep.trajectories import dolly, orbit, spiral, step_aside
+
+    if trajectory is None:
+        return [step_aside(source, yaw or 0.0, pitch or 0.0, elevation=elevation)]
+    if trajectory is Trajectory.dolly:
+        return dolly(source, frames)
+    if trajectory is Trajectory.spiral:
+        return spiral(
+            source,
+            frames,
+            yaw=20.0 if yaw is None else yaw,
+            pitch=8.0 if pitch is None else pitch,
+            elevation=elevation,
+        )
+    side, height = 30.0 if yaw is None else yaw, pitch or 0.0
+    return orbit(source, frames, yaw=(-side, side), pitch=(height, height), elevation=elevation)
+
+
+def _targets_from_file(path: Path, photo: str) -> "tuple[Camera | None, list[Camera]]":
+    """The photo's own camera, if the file has one of its name, and the others."""
+    from sidestep.captures.transforms import read_named_cameras
+
+    named = read_named_cameras(path)
+    source = next((camera for name, camera in named if Path(name).name == photo), None)
+    targets = [camera for name, camera in named if Path(name).name != photo]
+    if not targets:
+        raise SidestepError(f"{path}: no camera beside the photo's own; add the target cameras as frames")
+    return source, targets
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, disable=not console.is_terminal)
+
+
 def _report(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(result, indent=2))
         return
     for key, value in result.items():
-        print(f"{key}: {value}")
+        print(f"{key}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
 
 
 def main() -> None:
     """Runs the command line; bad input is one line on stderr and exit code 1."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=console, show_path=False)])
+    handler = RichHandler(console=console, show_path=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("sidestep").setLevel(logging.INFO)
     warnings.filterwarnings("ignore", category=FutureWarning)
     try:

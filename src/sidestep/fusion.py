@@ -19,7 +19,7 @@ from sidestep.inversion import InversionSettings, Inverted, inversion_grid
 from sidestep.prior import LatentPrior
 
 ScaleReading = Literal["algebra", "paper", "scripts"]
-NoiseReading = Literal["reference", "late"]
+NoiseReading = Literal["reference", "late", "gaussian"]
 LatentReading = Literal["late", "t_star"]
 Method = Literal["variance", "addition"]
 
@@ -30,8 +30,9 @@ class FusionSettings:
 
     Attributes:
         c: the factor of the added noise, see `noise_scale`.
-        noise: what A adds before it asks the network: the reference's noise term at t* ("reference"), or that of the
-            last step times sqrt(1 - a_800) ("late", as the scripts).
+        noise: what A adds before it asks the network: the reference's noise term at t* ("reference"), that of the
+            last step times sqrt(1 - a_800) ("late", as the scripts), or noise that knows nothing of the reference's
+            layout, sqrt(1 - a*) times a standard normal ("gaussian", ours).
         latent: what B adds: the reference inverted to the last step, almost pure noise ("late", as the scripts), or
             to t* ("t_star", as the paper reads), where its own picture comes along as a ghost.
         sample_from: the timestep that sampling starts from, t* where None (the scripts: 581, 601 or 621).
@@ -114,6 +115,7 @@ def fuse(
     late: Inverted | None,
     t_star: int,
     settings: FusionSettings | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """One of the two methods under the given readings.
 
@@ -121,6 +123,7 @@ def fuse(
         mean_target: (B, C, h, w), TUNet's prediction at t*.
         reference: the reference inverted to t*, batch 1 or B.
         late: the reference inverted to the last step; may be None where `settings.needs_late(method)` is false.
+        generator: on the CPU; of the noise that "gaussian" draws.
 
     Returns:
         (B, C, h, w), the latents that sampling starts from.
@@ -133,6 +136,9 @@ def fuse(
         raise SidestepError(f"fusion method {method!r} is unknown; use variance or addition")
     c = noise_scale(prior.alphas_cumprod, t_star, settings.c)
     if not settings.needs_late(method):
+        if method == "variance" and settings.noise == "gaussian":
+            drawn = torch.randn(mean_target.shape, generator=generator).to(mean_target)
+            return variance_fusion(prior, mean_target, noise_scale(prior.alphas_cumprod, t_star) * drawn, t_star, c)
         if method == "variance":
             return variance_fusion(prior, mean_target, reference.noise, t_star, c)
         return direct_addition(mean_target, reference.latents, c)

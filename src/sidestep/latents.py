@@ -48,6 +48,7 @@ class StoredScene:
     """
 
     id: str
+    name: str
     category: str | None
     model: str
     frames: tuple[str, ...]
@@ -206,6 +207,7 @@ def _encode_run(
         described.append(
             {
                 "id": scene.id,
+                "name": scene.name,
                 "category": scene.category,
                 "model": scene.model,
                 "frames": [frame.name for frame in scene.frames],

@@ -63,7 +63,8 @@ class LoopConfig:
 class Task(Protocol):
     """What is trained: the network, its data and its loss."""
 
-    model: torch.nn.Module
+    @property
+    def model(self) -> torch.nn.Module: ...
 
     def draw(self, step: int) -> list[Any]:
         """The samples of a step, as cheap descriptions: which picture, which crop, which pair. Decided by `step`."""
@@ -93,7 +94,7 @@ def fit(task: Task, config: LoopConfig, run: Path, experiment: Any = None) -> to
         SidestepError: if the checkpoint is damaged or belongs to another network, or the loss is no longer finite.
     """
     keep_freed_memory()
-    precision = config.precision
+    precision: str = config.precision
     device = PartialState().device
     if precision == "auto":
         precision = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "no"}[network_dtype(device)]

@@ -239,7 +239,9 @@ class _AutoencoderTask:
         mean = latents.mean(dim=(0, 2, 3))
         deviation = latents.std(dim=(0, 2, 3))
         penalty = (mean**2 + deviation.clamp(min=1e-3).log() ** 2).mean()
-        return error + self.config.autoencoder.latent_weight * penalty, {"latent_deviation": float(deviation.detach().mean())}
+        return error + self.config.autoencoder.latent_weight * penalty, {
+            "latent_deviation": float(deviation.detach().mean())
+        }
 
     @torch.no_grad()
     def validate(self, model: torch.nn.Module) -> tuple[dict[str, float], Image.Image]:
@@ -327,7 +329,10 @@ class _UNetTask:
         generated = sample(prior, torch.randn(clean.shape, generator=generator).to(device), inversion_grid(999, 25))
         mean = inverted.mean / math.sqrt(prior.alphas_cumprod[t_star])
         decoded = [prior.decode(item) for item in (clean, mean, back, generated)]
-        figures = {"loss": float(torch.cat(losses).mean()), "round_trip_psnr": float(_psnr(decoded[0], decoded[2]).mean())}
+        figures = {
+            "loss": float(torch.cat(losses).mean()),
+            "round_trip_psnr": float(_psnr(decoded[0], decoded[2]).mean()),
+        }
         return figures, to_image(torch.cat([_row(images) for images in decoded], dim=1))
 
     def prior(self) -> LatentPrior:

@@ -4,13 +4,29 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
-from sidestep.captures.scene import Scene, model_name
+from sidestep.captures.scene import model_name
 from sidestep.errors import SidestepError
 from sidestep.files import write_json
 
 Split = Literal["train", "val", "test"]
+
+
+class Named(Protocol):
+    """What decides a scene's split; a `Scene` has it, and so has a scene in a store of latents."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def category(self) -> str | None: ...
+    @property
+    def model(self) -> str: ...
+
+
+S = TypeVar("S", bound=Named)
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
@@ -44,7 +60,7 @@ def paper_167class_split(names: Sequence[str]) -> dict[str, Split]:
     return {name: "test" if i % 99 == 0 else "val" if i % 99 == 49 else "train" for i, name in enumerate(sorted(names))}
 
 
-def split_scenes(scenes: Sequence[Scene], rule: str | Path) -> dict[Split, list[Scene]]:
+def split_scenes(scenes: Sequence[S], rule: str | Path) -> dict[Split, list[S]]:
     """The scenes of each split.
 
     Args:
@@ -54,12 +70,12 @@ def split_scenes(scenes: Sequence[Scene], rule: str | Path) -> dict[Split, list[
     Raises:
         SidestepError: if the rule is unknown, the file unfit, or a scene or model falls in two splits.
     """
-    splits: dict[Split, list[Scene]] = {split: [] for split in SPLITS}
+    splits: dict[Split, list[S]] = {split: [] for split in SPLITS}
     if rule == "model":
         for scene in scenes:
             splits[model_split(scene.model)].append(scene)
     elif rule in _PAPER_RULES:
-        by_category: dict[str | None, list[Scene]] = {}
+        by_category: dict[str | None, list[S]] = {}
         for scene in scenes:
             by_category.setdefault(scene.category, []).append(scene)
         for group in by_category.values():
@@ -99,7 +115,7 @@ def check_disjoint(splits: Mapping[Split, Sequence[str]]) -> None:
                 )
 
 
-def write_split(path: str | Path, splits: Mapping[Split, Sequence[Scene]]) -> None:
+def write_split(path: str | Path, splits: Mapping[Split, Sequence[Named]]) -> None:
     """Writes the scenes' ids by split as JSON."""
     write_json(path, {split: [scene.id for scene in group] for split, group in splits.items()})
 

@@ -62,7 +62,15 @@ def read_transforms(path: str | Path, category: str | None = None) -> Scene:
 
 
 def read_cameras(path: str | Path) -> list[Camera]:
-    """The cameras of a transforms.json in its own order; photos need not exist, but sizes (w, h) must be given.
+    """The cameras of a transforms.json in its own order, as `read_named_cameras` has them."""
+    return [camera for _, camera in read_named_cameras(path)]
+
+
+def read_named_cameras(path: str | Path) -> list[tuple[str, Camera]]:
+    """(name, camera) of each frame of a transforms.json in its own order.
+
+    A name is the frame's file_path, or its number where it has none. Photos need not exist, but sizes (w, h) must be
+    given.
 
     Where the file describes a distorting lens, its camera is the pinhole that the undistorted photo would have.
 
@@ -78,7 +86,7 @@ def read_cameras(path: str | Path) -> list[Camera]:
         lens = _lens(path, name, {**data, **entry}, None)
         try:
             intrinsics = torch.from_numpy(lens.pinhole_intrinsics()).float()
-            cameras.append(Camera(intrinsics, pose, lens.width, lens.height))
+            cameras.append((name, Camera(intrinsics, pose, lens.width, lens.height)))
         except SidestepError as error:
             raise SidestepError(f"{path}: frame {name}: {error}") from None
     return cameras

@@ -1,0 +1,52 @@
+"""How synthesised views reach the disk: what a path's suffix asks for."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from sidestep.cameras import Camera
+from sidestep.captures import write_capture
+from sidestep.errors import SidestepError
+from sidestep.files import atomic_path
+from sidestep.media import contact_sheet, save_animation
+
+PICTURES = (".png", ".jpg", ".jpeg")
+ANIMATIONS = (".mp4", ".gif", ".webp")
+SHEET_COLUMNS = 6
+
+
+def check_output(path: Path) -> None:
+    """Refuses a path that `save_views` could not write, before any work is done.
+
+    Raises:
+        SidestepError: if the suffix is unknown, or the path is a folder that is no capture.
+    """
+    if path.suffix and path.suffix.lower() not in PICTURES + ANIMATIONS:
+        known = ", ".join(PICTURES + ANIMATIONS)
+        raise SidestepError(f"{path}: views are written as {known}, or as a folder (a name without a suffix)")
+    if path.suffix and path.is_dir():
+        raise SidestepError(f"{path}: is a folder; name a file in it")
+
+
+def save_views(path: Path, images: Sequence[Image.Image], cameras: Sequence[Camera], fps: int) -> None:
+    """Writes views as one picture (several: a contact sheet), an animation, or a folder with their cameras.
+
+    A folder holds images/, transforms.json and sparse/0, which nerfstudio, gsplat and COLMAP read.
+
+    Raises:
+        SidestepError: as `check_output`, or if the folder is no capture.
+    """
+    check_output(path)
+    suffix = path.suffix.lower()
+    if suffix in ANIMATIONS:
+        save_animation(images, path, fps)
+    elif suffix in PICTURES:
+        picture = images[0]
+        if len(images) > 1:
+            rows = [images[start : start + SHEET_COLUMNS] for start in range(0, len(images), SHEET_COLUMNS)]
+            picture = contact_sheet(rows)
+        with atomic_path(path) as temporary:
+            picture.save(temporary, quality=95)
+    else:
+        write_capture(path, list(images), list(cameras))

@@ -1,0 +1,257 @@
+"""The whole method as a diffusers pipeline: one photo and any number of target cameras in, views out."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+from safetensors import SafetensorError
+from torch import Tensor
+
+from sidestep.cameras import Camera, distance_scale
+from sidestep.devices import network_dtype
+from sidestep.errors import SidestepError
+from sidestep.files import atomic_path
+from sidestep.fusion import FusionSettings, Method, choose, fuse
+from sidestep.images import load_image, resize_and_crop, to_image, to_tensor
+from sidestep.inversion import InversionSettings, Inverted, invert, late_grid, sample
+from sidestep.models import BUNDLED, model_folder
+from sidestep.prior import LatentPrior
+from sidestep.tunet import TUNet
+
+Fusion = Literal["auto", "variance", "addition"]
+Progress = Callable[[str, int, int], None]
+
+DEFAULT_FOV = 45.0
+
+
+@dataclass(frozen=True)
+class Views:
+    """What a pipeline call returns, one entry a target.
+
+    Attributes:
+        images: the synthesised views.
+        cameras: theirs, in the world that the targets were given in; sized and cropped like the images.
+        coarse: TUNet's predictions, decoded: the right layout without detail.
+        fusion: how noise was put back in each: "variance" or "addition".
+        source: the photo as the model saw it, scaled and cropped.
+        source_camera: its camera, in the targets' world.
+    """
+
+    images: list[Image.Image]
+    cameras: list[Camera]
+    coarse: list[Image.Image]
+    fusion: list[str]
+    source: Image.Image
+    source_camera: Camera
+
+
+class NovelViewPipeline(DiffusionPipeline):
+    """Synthesises what other cameras would have seen of the scene in one photo.
+
+    Encode, invert to t*, translate the mean to each target view, fuse it with noise, sample, decode (the paper,
+    figure 2). The photo is encoded and inverted once, however many targets there are.
+    """
+
+    _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012 (diffusers reads a list)
+
+    def __init__(
+        self, tunet: TUNet, vae: Any, unet: Any, scheduler: Any, text_encoder: Any = None, tokenizer: Any = None
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            tunet=tunet, vae=vae, unet=unet, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer
+        )
+        self.prior = LatentPrior(vae, unet, scheduler, text_encoder, tokenizer)
+        _check_fit(tunet, self.prior)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path = BUNDLED,
+        *,
+        prior: str | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> "NovelViewPipeline":
+        """Loads a model.
+
+        Args:
+            model: "bundled" (the small model inside the package), a folder, or a hub id.
+            prior: folder or hub id of the latent diffusion model, for a `model` that holds TUNet alone.
+            device: where to run; the best device present where None.
+            dtype: precision of the prior's networks; bfloat16 where the processor has it, where None.
+
+        Raises:
+            SidestepError: if a part is missing or damaged, or TUNet was trained for another prior.
+        """
+        folder = model_folder(model)
+        loaded = LatentPrior.from_pretrained(model_folder(prior) if prior else folder, device, dtype)
+        try:
+            tunet = TUNet.from_pretrained(folder, subfolder="tunet", torch_dtype=torch.float32, use_safetensors=True)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise SidestepError(f"{folder}/tunet cannot be loaded: {reason}") from None
+        trained_for = tunet.config.prior_fingerprint
+        if trained_for and trained_for != loaded.fingerprint():
+            raise SidestepError(
+                f"{folder}: TUNet was trained on the latents of another prior than {prior or folder}; name its own"
+            )
+        tunet.to(loaded.vae.device).requires_grad_(False).eval()
+        return cls(tunet, loaded.vae, loaded.unet, loaded.scheduler, loaded.text_encoder, loaded.tokenizer)
+
+    def save_pretrained(self, path: str | Path, **kwargs: Any) -> None:
+        """Writes the model's folder, whole or not at all; `kwargs` as in `DiffusionPipeline.save_pretrained`."""
+        with atomic_path(path) as temporary:
+            super().save_pretrained(temporary, **kwargs)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        photo: Image.Image | str | Path,
+        targets: Sequence[Camera],
+        source: Camera | None = None,
+        category: str | None = None,
+        fusion: Fusion = "auto",
+        prompt: str | None = None,
+        steps: int = 30,
+        seed: int = 0,
+        *,
+        negative_prompt: str | None = None,
+        guidance: float = 3.5,
+        settings: FusionSettings | None = None,
+        scale: float | None = None,
+        batch_size: int = 8,
+        progress: Progress | None = None,
+    ) -> Views:
+        """Synthesises the views of `targets`.
+
+        Args:
+            photo: of any size and orientation; its centre square is used.
+            targets: cameras in one world, each with any pose, intrinsics and size; the centre square of each is made.
+            source: the photo's camera in that world. Where None, the photo was taken from the origin, with a field
+                of view of 45 degrees across its shorter side and its subject at distance 1.
+            category: one that TUNet was trained with, or None.
+            fusion: how noise is put back: "variance" (strategy A), "addition" (B), or "auto": both, and for each
+                view the better one by a score that never sees the target.
+            prompt: guides the sampling, where the prior has a text encoder.
+            steps: of sampling. The inversion's are fixed, because TUNet was trained for them.
+            seed: of what noise is drawn; A and B as the paper has them draw none.
+            negative_prompt, guidance: of classifier-free guidance; they act only where there is a prompt.
+            settings: the readings that the paper leaves open.
+            scale: what to multiply the world's lengths by to put the subject at distance 1 from the source. Where
+                None: from where the cameras' axes meet, if there is a source.
+            batch_size: views made together.
+            progress: called with (stage, steps done, steps in all).
+
+        Raises:
+            SidestepError: if an argument does not fit the model.
+        """
+        if not targets:
+            raise SidestepError("there is no target camera; give one or more")
+        if fusion not in get_args(Fusion):
+            raise SidestepError(f"fusion {fusion!r} is unknown; use {', '.join(get_args(Fusion))}")
+        settings = settings or FusionSettings()
+        image = photo if isinstance(photo, Image.Image) else load_image(photo)
+        if source is None:
+            source = Camera.from_fov(DEFAULT_FOV, *image.size)
+            scale = 1.0 if scale is None else scale
+        elif (source.width, source.height) != image.size:
+            raise SidestepError(f"the photo is {image.width}x{image.height}, its camera {source.width}x{source.height}")
+        size = self.prior.image_size
+        source, image = source.resize_and_crop(size), resize_and_crop(image.convert("RGB"), size)
+        cameras = Camera.stack([camera.resize_and_crop(size) for camera in targets])
+        if scale is None:
+            scale = distance_scale(source, cameras)
+        category_id = self.tunet.category_ids([category])
+        prompts = self._encode_prompts(prompt, negative_prompt)
+        methods: tuple[Method, ...] = get_args(Method) if fusion == "auto" else (fusion,)
+        inversion = InversionSettings(
+            self.tunet.config.t_star, self.tunet.config.inversion_steps, self.tunet.config.inversion_timestep
+        )
+
+        reference = to_tensor(image)[None]
+        inverted = self._invert(reference, inversion, progress)
+        late = None
+        if any(settings.needs_late(method) for method in methods):
+            late = self._invert_further(inverted, inversion, progress)
+
+        views = Views([], [cameras[i] for i in range(len(targets))], [], [], image, source)
+        for start in range(0, len(targets), batch_size):
+            chosen = cameras[start : start + batch_size]
+            mean = self._translate(inverted.mean, source, chosen, scale, category_id)
+            coarse = self._decode(mean / math.sqrt(self.tunet.config.alpha_star))
+            candidates: dict[str, Tensor] = {}
+            for method in methods:
+                generator = torch.Generator().manual_seed(seed + start)
+                fused = fuse(self.prior, method, mean, inverted, late, inversion.t_star, settings, generator)
+                grid = settings.sampling_grid(inversion.t_star, steps)
+                latents = sample(
+                    self.prior,
+                    fused,
+                    grid,
+                    *prompts,
+                    guidance=guidance,
+                    callback=_stage(progress, f"sample {start + 1}-{start + len(mean)} of {len(targets)}, {method}"),
+                )
+                candidates[method] = self._decode(latents)
+            names = choose(candidates, coarse, reference)
+            views.images.extend(to_image(candidates[name][i]) for i, name in enumerate(names))
+            views.coarse.extend(to_image(picture) for picture in coarse)
+            views.fusion.extend(names)
+        return views
+
+    @property
+    def device(self) -> torch.device:
+        return self.vae.device
+
+    def _invert(self, image: Tensor, inversion: InversionSettings, progress: Progress | None) -> Inverted:
+        latents = self.prior.encode(image)
+        return invert(self.prior, latents, inversion.grid, inversion.timestep, progress=_stage(progress, "invert"))
+
+    def _invert_further(self, inverted: Inverted, inversion: InversionSettings, progress: Progress | None) -> Inverted:
+        grid = late_grid(inversion.t_star, inversion.steps, self.prior.num_train_timesteps)
+        if len(grid) < 2:
+            return inverted
+        callback = _stage(progress, "invert to the end")
+        return invert(self.prior, inverted.latents, grid, inversion.timestep, progress=callback)
+
+    def _translate(self, mean: Tensor, source: Camera, targets: Camera, scale: float, category: Tensor) -> Tensor:
+        """TUNet's means of the targets, (B, C, h, w) float32."""
+        device, count = self.tunet.device, targets.batch_shape[0]
+        relative = targets.relative_to(source).scaled(scale).to(device)
+        reference = Camera.stack([source.relative_to(source)] * count).to(device)
+        # As in training: float32 weights, so that half precision never touches rays and cameras.
+        with torch.autocast(device.type, network_dtype(device), enabled=network_dtype(device) != torch.float32):
+            mean = self.tunet(mean.to(device).expand(count, -1, -1, -1), reference, relative, category.expand(count))
+        return mean.float()
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        return self.prior.decode(latents).cpu()
+
+    def _encode_prompts(self, prompt: str | None, negative_prompt: str | None) -> tuple[Tensor | None, Tensor | None]:
+        if not prompt:
+            if negative_prompt:
+                raise SidestepError("a negative prompt acts only beside a prompt; give both")
+            return None, None
+        negative = self.prior.encode_prompt([negative_prompt]) if negative_prompt else None
+        return self.prior.encode_prompt([prompt]), negative
+
+
+def _stage(progress: Progress | None, name: str) -> Callable[[int, int], None] | None:
+    if progress is None:
+        return None
+    return lambda done, total: progress(name, done, total)
+
+
+def _check_fit(tunet: TUNet, prior: LatentPrior) -> None:
+    shape = (tunet.config.in_channels, tunet.config.sample_size)
+    if shape != (prior.latent_channels, prior.latent_size):
+        raise SidestepError(
+            f"TUNet translates latents of {shape[0]}x{shape[1]}x{shape[1]}, but the prior's are "
+            f"{prior.latent_channels}x{prior.latent_size}x{prior.latent_size}; they do not belong together"
+        )

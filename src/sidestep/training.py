@@ -1,0 +1,243 @@
+"""TUNet's training: pairs of inverted means from a store of latents (the paper, eq. 7)."""
+
+import logging
+import math
+import shutil
+from collections import OrderedDict
+from dataclasses import field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from sidestep.cameras import Camera
+from sidestep.captures.pairs import any_pairs, paper_pairs
+from sidestep.captures.splits import split_scenes
+from sidestep.config import settings
+from sidestep.devices import network_dtype
+from sidestep.errors import SidestepError
+from sidestep.files import atomic_path
+from sidestep.images import to_image
+from sidestep.latents import LatentStore, StoredScene
+from sidestep.loop import LoopConfig, fit
+from sidestep.models import model_folder
+from sidestep.prior import LatentPrior
+from sidestep.tunet import TUNet
+
+logger = logging.getLogger(__name__)
+
+PAIRS_PER_SCENE = 10
+SIZES: dict[str, dict[str, Any]] = {"paper": TUNet.PAPER, "small": TUNet.SMALL}
+
+
+@settings
+class TrainConfig(LoopConfig):
+    """What `sidestep train` does.
+
+    Attributes:
+        latents: the store that `sidestep encode` made.
+        out: the run's folder; the finished model lies in `out/model`.
+        steps, epochs: how long; give one. An epoch is 10 pairs of each scene.
+        size: "paper" or "small".
+        tunet: arguments of TUNet that replace the size's, such as `{conditioning: concat}`.
+        pairs: "paper": frames 1-10 with frames 15-25, or "any": any two frames, either as the reference.
+        mirror: show half of the pairs mirrored, with their cameras.
+        category_dropout: share of the samples whose category is hidden, so that TUNet can do without one.
+        split: which scenes train: "model", "paper-3class", "paper-167class", or a split's JSON file.
+        init: start from the weights of this model folder, or of the bundled model ("bundled").
+    """
+
+    latents: Path = Path("data/latents")
+    out: Path = Path("runs/tunet")
+    steps: int = 0
+    epochs: int = 0
+    batch_size: int = 32
+    learning_rate: float = 1e-5
+    size: Literal["paper", "small"] = "paper"
+    tunet: dict[str, Any] = field(default_factory=dict)
+    pairs: Literal["paper", "any"] = "paper"
+    mirror: bool = False
+    category_dropout: float = 0.1
+    split: str = "model"
+    init: str | None = None
+
+
+def train(config: TrainConfig) -> Path:
+    """Trains TUNet; returns the folder of the finished model. Run again to resume.
+
+    The folder holds `tunet/`, and the prior as well if that was loaded from a folder.
+
+    Raises:
+        SidestepError: if the store is incomplete, has no scene to train on, or settings do not fit.
+    """
+    store = LatentStore(config.latents)
+    if (config.steps > 0) == (config.epochs > 0):
+        raise SidestepError("give either steps=N or epochs=N, the length of the run")
+    task = _TUNetTask(store, config)
+    if config.epochs:
+        config.steps = math.ceil(config.epochs * task.pairs_per_epoch / config.batch_size)
+    fit(task, config, config.out, config)
+    model = config.out / "model"
+    prior = Path(model_folder(store.prior))
+    if prior.is_dir():
+        for part in ("vae", "unet", "scheduler", "text_encoder", "tokenizer"):
+            if (prior / part).is_dir():
+                with atomic_path(model / part) as temporary:
+                    shutil.copytree(prior / part, temporary)
+    with atomic_path(model / "tunet") as temporary:
+        task.model.half().save_pretrained(temporary)
+    return model
+
+
+def build_tunet(store: LatentStore, config: TrainConfig, categories: tuple[str, ...], elevation: float) -> TUNet:
+    """The untrained TUNet for a store's latents; it carries all that its use depends on in its config."""
+    if config.init is not None:
+        tunet = TUNet.from_pretrained(model_folder(config.init), subfolder="tunet", torch_dtype=torch.float32)
+        if tunet.config.prior_fingerprint != store.prior_fingerprint:
+            raise SidestepError(
+                f"init={config.init}: trained on another prior's latents than {config.latents}; use its own"
+            )
+        return tunet
+    first = store.mean(store.scenes[0], 0)
+    arguments = {
+        **SIZES[config.size],
+        "in_channels": first.shape[0],
+        "sample_size": first.shape[-1],
+        "categories": categories,
+        "alpha_star": store.alpha_star,
+        "t_star": store.settings.t_star,
+        "inversion_steps": store.settings.steps,
+        "inversion_timestep": store.settings.timestep,
+        "prior_fingerprint": store.prior_fingerprint,
+        "elevation": elevation,
+        **config.tunet,
+    }
+    try:
+        return TUNet(**arguments)
+    except TypeError as error:
+        raise SidestepError(f"tunet: {error}") from None
+
+
+class _TUNetTask:
+    def __init__(self, store: LatentStore, config: TrainConfig) -> None:
+        self.store = store
+        self.config = config
+        splits = split_scenes(store.scenes, config.split)
+        self.scenes = [scene for scene in splits["train"] if self._pairs(scene, np.random.default_rng(0))]
+        self.held_out = [scene for scene in splits["val"] if self._pairs(scene, np.random.default_rng(0))]
+        skipped = len(splits["train"]) - len(self.scenes)
+        if skipped:
+            logger.warning("%d scenes have too few frames for a pair and are left out", skipped)
+        if not self.scenes or not self.held_out:
+            empty = "train" if not self.scenes else "val"
+            raise SidestepError(
+                f"{store.path}: no scene of split {config.split!r} is in {empty}; add scenes or name a split's file"
+            )
+        categories = tuple(sorted({scene.category for scene in self.scenes if scene.category}))
+        elevation = float(np.median([scene.elevation for scene in self.scenes]))
+        self.model = build_tunet(store, config, categories, elevation)
+        self.pairs_per_epoch = len(self._epoch(0))
+        self._epochs: OrderedDict[int, list[tuple[int, int, int]]] = OrderedDict()
+        self._prior: LatentPrior | None = None
+
+    def draw(self, step: int) -> list[Any]:
+        config = self.config
+        rng = np.random.default_rng((config.seed, step))
+        mirrored = rng.random(config.batch_size) < (0.5 if config.mirror else 0.0)
+        hidden = rng.random(config.batch_size) < config.category_dropout
+        samples = []
+        for index in range(config.batch_size):
+            epoch, position = divmod(step * config.batch_size + index, self.pairs_per_epoch)
+            if epoch not in self._epochs:
+                self._epochs[epoch] = self._epoch(epoch)
+                while len(self._epochs) > 2:
+                    self._epochs.popitem(last=False)
+            samples.append((*self._epochs[epoch][position], bool(mirrored[index]), bool(hidden[index])))
+        return samples
+
+    def collate(self, samples: list[Any]) -> dict[str, Tensor]:
+        rows = [self._row(self.scenes[scene], *rest) for scene, *rest in samples]
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def loss(self, model: torch.nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+        predicted = model(batch["mean"], *self._cameras(batch), batch["category"])
+        return F.mse_loss(predicted.float(), batch["target"]), {}  # eq. 7
+
+    @torch.no_grad()
+    def validate(self, model: torch.nn.Module) -> tuple[dict[str, float], Image.Image | None]:
+        """Eq. 7 over fixed held-out pairs, beside the same for the reference's own mean and for a wrong camera."""
+        device = next(model.parameters()).device
+        rng = np.random.default_rng(0)
+        samples = [(scene, *pair) for scene in self.held_out for pair in self._pairs(scene, rng)[:4]]
+        rows = [self._row(scene, reference, target, False, False) for scene, reference, target in samples]
+        batch = {name: torch.stack([row[name] for row in rows]).to(device) for name in rows[0]}
+        reference, target = self._cameras(batch)
+
+        def predict(cameras: Camera) -> Tensor:
+            with torch.autocast(device.type, network_dtype(device)):
+                parts = [
+                    model(batch["mean"][chunk], reference[chunk], cameras[chunk], batch["category"][chunk]).float()
+                    for chunk in torch.arange(len(rows), device=device).split(16)
+                ]
+            return torch.cat(parts)
+
+        predicted = predict(target)
+        wrong = predict(target[torch.arange(len(rows) - 1, -1, -1)])
+        figures = {
+            "mse": float(F.mse_loss(predicted, batch["target"])),
+            "mse_copy": float(F.mse_loss(batch["mean"], batch["target"])),
+            "mse_wrong_camera": float(F.mse_loss(wrong, batch["target"])),
+        }
+        prior = self._decoder()
+        if prior is None:
+            return figures, None
+        shown = slice(0, len(rows), max(1, len(rows) // 8))
+        scale = math.sqrt(self.store.alpha_star)
+        pictures = [prior.decode(means[shown] / scale).cpu() for means in (batch["mean"], predicted, batch["target"])]
+        return figures, to_image(torch.cat([torch.cat(list(row), dim=-1) for row in pictures], dim=1))
+
+    def _pairs(self, scene: StoredScene, rng: np.random.Generator) -> list[tuple[int, int]]:
+        if self.config.pairs == "paper":
+            return paper_pairs(len(scene.frames), rng)
+        return any_pairs(len(scene.frames), PAIRS_PER_SCENE, rng)
+
+    def _epoch(self, epoch: int) -> list[tuple[int, int, int]]:
+        """All (scene, reference, target) of an epoch, shuffled."""
+        rng = np.random.default_rng((self.config.seed, epoch, 1))
+        triples = [(i, *pair) for i, scene in enumerate(self.scenes) for pair in self._pairs(scene, rng)]
+        return [triples[i] for i in rng.permutation(len(triples))]
+
+    def _row(self, scene: StoredScene, reference: int, target: int, mirrored: bool, hidden: bool) -> dict[str, Tensor]:
+        means = [self.store.mean(scene, frame) for frame in (reference, target)]
+        cameras = self.store.cameras(scene)
+        scale = self.store.distance_scales(scene)[reference]
+        pair = Camera.stack([cameras[reference], cameras[target]]).relative_to(cameras[reference]).scaled(scale)
+        if mirrored:
+            means = [mean.flip(-1) for mean in means]
+            pair = pair.mirrored()
+        category = None if hidden or scene.category not in self.model.config.categories else scene.category
+        return {
+            "mean": means[0],
+            "target": means[1],
+            "intrinsics": pair.intrinsics,
+            "world_to_camera": pair.world_to_camera,
+            "category": self.model.category_ids([category])[0],
+        }
+
+    def _cameras(self, batch: dict[str, Tensor]) -> tuple[Camera, Camera]:
+        size = self.store.image_size
+        pair = Camera(batch["intrinsics"], batch["world_to_camera"], size, size)
+        return pair[:, 0], pair[:, 1]
+
+    def _decoder(self) -> LatentPrior | None:
+        """The prior, for pictures to look at; training goes on without them where it cannot be had."""
+        if self._prior is None:
+            try:
+                self._prior = LatentPrior.from_pretrained(model_folder(self.store.prior))
+            except SidestepError as error:
+                logger.warning("no sample pictures: %s", error)
+        return self._prior
