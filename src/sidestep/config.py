@@ -1,5 +1,6 @@
 """An experiment's settings: a plain dataclass, filled from YAML and from `key=value` on the command line."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ import pydantic
 import yaml
 
 from sidestep.errors import SidestepError
+from sidestep.files import atomic_path
 
 T = TypeVar("T")
 
@@ -30,7 +32,10 @@ def load_config(cls: type[T], path: str | Path, overrides: Iterable[str] = ()) -
     """
     path = Path(path)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
+    except yaml.MarkedYAMLError as error:
+        where = f"line {error.problem_mark.line + 1}" if error.problem_mark else "somewhere"
+        raise SidestepError(f"{path}: not readable as YAML: {error.problem} ({where})") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = str(error).splitlines()[0]
         raise SidestepError(f"{path}: not a readable YAML file ({reason})") from None
@@ -48,7 +53,22 @@ def load_config(cls: type[T], path: str | Path, overrides: Iterable[str] = ()) -
 
 def save_config(config: Any, path: str | Path) -> None:
     """Writes the resolved settings of a run as YAML that `load_config` reads back."""
-    Path(path).write_text(yaml.safe_dump(_plain(asdict(config)), sort_keys=False), encoding="utf-8")
+    with atomic_path(path) as temporary:
+        temporary.write_text(yaml.dump(_plain(asdict(config)), Dumper=_Dumper, sort_keys=False), encoding="utf-8")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1, except that 1e-4 is a number, as in YAML 1.2: 1.1 wants a dot and a sign in it."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes a text that `_Loader` would take for a number."""
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
 
 
 def _apply(data: dict[str, Any], override: str) -> None:
@@ -61,20 +81,9 @@ def _apply(data: dict[str, Any], override: str) -> None:
         if not isinstance(data, dict):
             raise SidestepError(f"{override!r}: {parent!r} holds no settings of its own")
     try:
-        value = yaml.safe_load(text)
+        data[last] = yaml.load(text, _Loader)
     except yaml.YAMLError:
         raise SidestepError(f"{override!r}: the value is not readable as YAML") from None
-    data[last] = _number(value)
-
-
-def _number(value: Any) -> Any:
-    # YAML 1.1 reads 1e-4 as a string, because it wants a dot in a float.
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def _plain(value: Any) -> Any:
