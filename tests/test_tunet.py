@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from sidestep.cameras import Camera
 from sidestep.errors import SidestepError
 from sidestep.trajectories import step_aside
-from sidestep.tunet import TUNet
+from sidestep.tunet import TUNet, to_map, to_tokens
 
 TINY: dict[str, Any] = {
     "in_channels": 3,
@@ -204,6 +204,12 @@ def test_cross_attention_reads_the_patch_that_its_ray_goes_through() -> None:
     focal = 4 / math.tan(math.radians(25))
     torch.testing.assert_close(direction[:, 0] / direction[:, 2], (columns - 4) / focal, atol=1e-4, rtol=0)
     assert not torch.allclose(views[0].target_rays, views[0].reference_rays, atol=1e-2)
+
+
+def test_what_attention_finds_returns_to_the_place_that_asked() -> None:
+    f = torch.arange(24.0).reshape(1, 2, 3, 4)
+    assert to_tokens(f)[0, :, 0].tolist() == list(range(12))  # row by row, like the rays
+    assert torch.equal(to_map(to_tokens(f), f), f)
 
 
 @pytest.mark.parametrize(
