@@ -170,8 +170,9 @@ class NovelViewPipeline(DiffusionPipeline):
         category_id = self.tunet.category_ids([category])
         prompts = self._encode_prompts(prompt, negative_prompt)
         methods: tuple[Method, ...] = get_args(Method) if fusion == "auto" else (fusion,)
+        trained = self.tunet.config
         inversion = InversionSettings(
-            self.tunet.config.t_star, self.tunet.config.inversion_steps, self.tunet.config.inversion_timestep
+            trained.t_star, trained.inversion_steps, trained.inversion_timestep, trained.inversion_start
         )
 
         reference = to_tensor(image)[None]
@@ -184,12 +185,12 @@ class NovelViewPipeline(DiffusionPipeline):
         for start in range(0, len(targets), batch_size):
             chosen = cameras[start : start + batch_size]
             mean = self._translate(inverted.mean, source, chosen, scale, category_id)
-            coarse = self._decode(mean / math.sqrt(self.tunet.config.alpha_star))
+            coarse = self._decode(mean / math.sqrt(trained.alpha_star))
             candidates: dict[str, Tensor] = {}
             for method in methods:
                 generator = torch.Generator().manual_seed(seed + start)
                 fused = fuse(self.prior, method, mean, inverted, late, inversion.t_star, settings, generator)
-                grid = settings.sampling_grid(inversion.t_star, steps)
+                grid = settings.sampling_grid(inversion, steps)
                 latents = sample(
                     self.prior,
                     fused,
@@ -214,7 +215,7 @@ class NovelViewPipeline(DiffusionPipeline):
         return invert(self.prior, latents, inversion.grid, inversion.timestep, progress=_stage(progress, "invert"))
 
     def _invert_further(self, inverted: Inverted, inversion: InversionSettings, progress: Progress | None) -> Inverted:
-        grid = late_grid(inversion.t_star, inversion.steps, self.prior.num_train_timesteps)
+        grid = late_grid(inversion.t_star, inversion.steps, self.prior.num_train_timesteps, inversion.start)
         if len(grid) < 2:
             return inverted
         callback = _stage(progress, "invert to the end")

@@ -205,7 +205,8 @@ class TUNet(ModelMixin, ConfigMixin):
         normalise: divide the input by sqrt(alpha_star) and multiply the output back, so that the network sees what
             the mean estimates, clean latents at the prior's own scale.
         t_star, alpha_star: the timestep the means were inverted to and the prior's alphas_cumprod there (SD 1.5's).
-        inversion_steps, inversion_timestep, prior_fingerprint: how and by which prior; TUNet fits only such means.
+        inversion_steps, inversion_timestep, inversion_start, prior_fingerprint: how and by which prior; TUNet fits
+            only such means.
         elevation: the training set's median camera elevation, degrees.
 
     Raises:
@@ -245,6 +246,7 @@ class TUNet(ModelMixin, ConfigMixin):
         t_star: int = 600,
         inversion_steps: int = 30,
         inversion_timestep: Literal["next", "current"] = "next",
+        inversion_start: int = 0,
         prior_fingerprint: str = "",
         elevation: float = 0.0,
     ) -> None:
