@@ -79,8 +79,10 @@ def view(
         Path,
         typer.Option(help="Picture (.png, .jpg), animation (.mp4, .gif, .webp), or a folder for views with cameras."),
     ],
-    yaw: Annotated[float | None, typer.Option(help="Degrees to the right; of an orbit, to each side. [30]")] = None,
-    pitch: Annotated[float | None, typer.Option(help="Degrees up; of a spiral, at most.")] = None,
+    yaw: Annotated[
+        float | None, typer.Option(help="Degrees to the right; along an orbit, to each side (default 30).")
+    ] = None,
+    pitch: Annotated[float | None, typer.Option(help="Degrees up; along a spiral, at most (default 8).")] = None,
     trajectory: Annotated[Trajectory | None, typer.Option(help="A path of cameras instead of one.")] = None,
     frames: Annotated[int, typer.Option(min=2, help="Views along the trajectory.")] = 24,
     cameras: Annotated[
@@ -91,10 +93,12 @@ def view(
         ),
     ] = None,
     fov: Annotated[
-        float | None, typer.Option(help="The photo's field of view across its shorter side, degrees. [EXIF, else 45]")
+        float | None,
+        typer.Option(help="The photo's field of view across its shorter side, degrees (default: EXIF's, else 45)."),
     ] = None,
     elevation: Annotated[
-        float | None, typer.Option(help="Degrees by which the photo looks down. [the training captures' median]")
+        float | None,
+        typer.Option(help="Degrees by which the photo looks down (default: the training captures' median)."),
     ] = None,
     category: Annotated[str | None, typer.Option(help="What the photo shows, if the model knows it.")] = None,
     fusion: Annotated[FusionChoice, typer.Option(help="How noise is put back.")] = FusionChoice.auto,
@@ -167,7 +171,7 @@ def encode(
     out: Annotated[Path, typer.Option(help="Folder of the store of latents.")],
     prior: Annotated[str, typer.Option(help="Prior's folder or hub id.")] = "bundled",
     t_star: Annotated[
-        int | None, typer.Option(help="Timestep to invert to. [as noisy as Stable Diffusion's 600]")
+        int | None, typer.Option(help="Timestep to invert to (default: as noisy as Stable Diffusion's 600).")
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the inversion.")] = 30,
     timestep: Annotated[TimestepChoice, typer.Option(help="Where a step asks the network.")] = TimestepChoice.next,
