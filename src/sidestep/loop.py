@@ -32,6 +32,8 @@ from sidestep.files import atomic_path
 
 logger = logging.getLogger(__name__)
 
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's names
+
 
 @settings
 class LoopConfig:
@@ -123,7 +125,7 @@ def fit(task: Task, config: LoopConfig, run: Path, experiment: Any = None) -> to
         (run / "git-revision.txt").write_text(_git_revision() + "\n", encoding="utf-8")
     if start >= config.steps:
         ema.copy_to(parameters.values())
-        return raw
+        return raw.eval()
     log = _Log(run) if accelerator.is_main_process else None
     if log and experiment is not None:
         save_config(experiment, run / "config.yaml")
@@ -148,13 +150,14 @@ def fit(task: Task, config: LoopConfig, run: Path, experiment: Any = None) -> to
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * one_cycle(step / config.steps, config.warmup)
             loss, figures = task.loss(model, batch)
-            if not torch.isfinite(loss):
-                raise SidestepError(
-                    f"{run.name}: the loss is {loss.item()} at step {step} (seed {config.seed}); "
-                    f"the last good checkpoint is kept; try a lower learning_rate or precision=no"
-                )
             accelerator.backward(loss)
             norm = accelerator.clip_grad_norm_(trained, config.clip_norm)
+            # In fp16 a gradient may overflow: the loss scaler then skips the step by itself.
+            if not torch.isfinite(loss) or not (precision == "fp16" or torch.isfinite(norm)):
+                raise SidestepError(
+                    f"{run.name}: the loss is {loss.item()} and its gradient's norm {float(norm)} at step {step} "
+                    f"(seed {config.seed}); the last good checkpoint is kept; try a lower learning_rate or precision=no"
+                )
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             ema.step(parameters.values())
@@ -174,14 +177,13 @@ def fit(task: Task, config: LoopConfig, run: Path, experiment: Any = None) -> to
                 ema.restore(parameters.values())
                 accelerator.wait_for_everyone()
     ema.copy_to(parameters.values())
-    raw.eval()
-    return raw
+    return raw.eval()
 
 
 def one_cycle(progress: float, warmup: float) -> float:
     """The learning rate's share of its peak at `progress` in [0, 1]: linear up during `warmup`, then a half cosine."""
     if progress < warmup:
-        return max(progress, 1e-3) / warmup
+        return max(progress / warmup, 1e-3)
     return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))) * 0.999 + 0.001
 
 
@@ -208,7 +210,7 @@ def _save(
     for (name, parameter), average in zip(parameters.items(), ema.shadow_params, strict=True):
         tensors[f"model/{name}"] = parameter.detach()
         tensors[f"ema/{name}"] = average
-        for moment in ("exp_avg", "exp_avg_sq"):
+        for moment in MOMENTS:
             tensors[f"{moment}/{name}"] = optimizer.state[parameter][moment]
     tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
@@ -218,24 +220,31 @@ def _save(
 def _load(
     path: Path, parameters: dict[str, torch.nn.Parameter], ema: EMAModel, optimizer: torch.optim.Optimizer
 ) -> int:
+    kinds = ("model", "ema", *MOMENTS)
+    state: dict[int, dict[str, torch.Tensor]] = {}
     try:
         with safe_open(path, framework="pt") as file:
             step = int(file.metadata()["step"])
-            for (name, parameter), average in zip(parameters.items(), ema.shadow_params, strict=True):
-                parameter.data.copy_(file.get_tensor(f"model/{name}"))
-                average.copy_(file.get_tensor(f"ema/{name}"))
-                optimizer.state[parameter] = {
-                    "step": torch.tensor(float(step)),
-                    **{
-                        moment: file.get_tensor(f"{moment}/{name}").to(parameter.device)
-                        for moment in ("exp_avg", "exp_avg_sq")
-                    },
-                }
-    except (SafetensorError, RuntimeError, KeyError, TypeError) as error:
+            if set(file.keys()) != {f"{kind}/{name}" for kind in kinds for name in parameters}:
+                raise ValueError("it holds other tensors")
+            for index, ((name, parameter), average) in enumerate(
+                zip(parameters.items(), ema.shadow_params, strict=True)
+            ):
+                weight, averaged, *moments = (file.get_tensor(f"{kind}/{name}") for kind in kinds)
+                if weight.shape != parameter.shape:
+                    raise ValueError(f"{name} is of shape {tuple(weight.shape)}, not {tuple(parameter.shape)}")
+                parameter.data.copy_(weight)
+                average.copy_(averaged)
+                # Laid out in memory as the parameter is: the fused AdamW walks through both in one count.
+                laid_out = (torch.empty_like(parameter).copy_(moment) for moment in moments)
+                state[index] = {"step": torch.tensor(float(step)), **dict(zip(MOMENTS, laid_out, strict=True))}
+    except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise SidestepError(
             f"{path}: damaged, or made for another network ({reason}); delete it to start over, or name another folder"
         ) from None
+    # Through the optimiser's own loading, which knows on which device it wants each of these.
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
     ema.optimization_step = step
     return step
 
