@@ -9,7 +9,6 @@ from typing import Any, Literal, get_args
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 
 from sidestep.cameras import Camera, distance_scale
@@ -21,7 +20,7 @@ from sidestep.images import load_image, resize_and_crop, to_image, to_tensor
 from sidestep.inversion import InversionSettings, Inverted, invert, late_grid, sample
 from sidestep.models import BUNDLED, model_folder
 from sidestep.prior import LatentPrior
-from sidestep.tunet import TUNet
+from sidestep.tunet import TUNet, load_tunet
 
 Fusion = Literal["auto", "variance", "addition"]
 Progress = Callable[[str, int, int], None]
@@ -91,11 +90,7 @@ class NovelViewPipeline(DiffusionPipeline):
         """
         folder = model_folder(model)
         loaded = LatentPrior.from_pretrained(model_folder(prior) if prior else folder, device, dtype)
-        try:
-            tunet = TUNet.from_pretrained(folder, subfolder="tunet", torch_dtype=torch.float32, use_safetensors=True)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise SidestepError(f"{folder}/tunet cannot be loaded: {reason}") from None
+        tunet = load_tunet(folder)
         trained_for = tunet.config.prior_fingerprint
         if trained_for and trained_for != loaded.fingerprint():
             raise SidestepError(

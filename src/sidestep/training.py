@@ -26,7 +26,7 @@ from sidestep.latents import LatentStore, StoredScene
 from sidestep.loop import LoopConfig, fit
 from sidestep.models import model_folder
 from sidestep.prior import LatentPrior
-from sidestep.tunet import TUNet
+from sidestep.tunet import TUNet, load_tunet
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,8 @@ class TrainConfig(LoopConfig):
         mirror: show half of the pairs mirrored, with their cameras.
         category_dropout: share of the samples whose category is hidden, so that TUNet can do without one.
         split: which scenes train: "model", "paper-3class", "paper-167class", or a split's JSON file.
-        init: start from the weights of this model folder, or of the bundled model ("bundled").
+        init: start from the weights (and the size and categories) of this model folder, or of the bundled model
+            ("bundled"). It may have been trained on other latents, of another t* say.
     """
 
     latents: Path = Path("data/latents")
@@ -95,19 +96,15 @@ def train(config: TrainConfig) -> Path:
 
 def build_tunet(store: LatentStore, config: TrainConfig, categories: tuple[str, ...], elevation: float) -> TUNet:
     """The untrained TUNet for a store's latents; it carries all that its use depends on in its config."""
-    if config.init is not None:
-        tunet = TUNet.from_pretrained(model_folder(config.init), subfolder="tunet", torch_dtype=torch.float32)
-        if tunet.config.prior_fingerprint != store.prior_fingerprint:
-            raise SidestepError(
-                f"init={config.init}: trained on another prior's latents than {config.latents}; use its own"
-            )
-        return tunet
+    initial = load_tunet(model_folder(config.init)) if config.init is not None else None
+    base = {**SIZES[config.size], "categories": categories}
+    if initial is not None:
+        base = {key: value for key, value in initial.config.items() if not key.startswith("_")}
     first = store.mean(store.scenes[0], 0)
     arguments = {
-        **SIZES[config.size],
+        **base,
         "in_channels": first.shape[0],
         "sample_size": first.shape[-1],
-        "categories": categories,
         "alpha_star": store.alpha_star,
         "t_star": store.settings.t_star,
         "inversion_steps": store.settings.steps,
@@ -118,9 +115,16 @@ def build_tunet(store: LatentStore, config: TrainConfig, categories: tuple[str, 
         **config.tunet,
     }
     try:
-        return TUNet(**arguments)
+        tunet = TUNet(**arguments)
     except TypeError as error:
         raise SidestepError(f"tunet: {error}") from None
+    if initial is not None:
+        try:
+            tunet.load_state_dict(initial.state_dict())
+        except RuntimeError as error:
+            reason = str(error).splitlines()[1].strip()
+            raise SidestepError(f"init={config.init}: its weights do not fit this TUNet ({reason})") from None
+    return tunet
 
 
 class _TUNetTask:

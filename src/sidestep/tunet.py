@@ -11,6 +11,7 @@ Shapes below: B batch, C latent channels, h = w latent size, N tokens of one lev
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.attention import FeedForward
 from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from sidestep.cameras import Camera
@@ -397,3 +399,16 @@ class TUNet(ModelMixin, ConfigMixin):
         if not reference.batch_shape == target.batch_shape == (batch,):
             shapes = f"{tuple(reference.batch_shape)} and {tuple(target.batch_shape)}"
             raise SidestepError(f"{batch} latents need {batch} reference and target cameras, not {shapes}")
+
+
+def load_tunet(folder: str | Path) -> TUNet:
+    """The TUNet of a model's folder (its `tunet/`) or hub id, in float32 whatever it is stored in.
+
+    Raises:
+        SidestepError: if it is missing, damaged, or not in safetensors.
+    """
+    try:
+        return TUNet.from_pretrained(str(folder), subfolder="tunet", torch_dtype=torch.float32, use_safetensors=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise SidestepError(f"{folder}/tunet cannot be loaded: {reason}") from None
