@@ -3,6 +3,7 @@
 Stable Diffusion needs no pretraining. This is for those who have no such prior at hand, and for the bundled model.
 """
 
+import copy
 import hashlib
 import logging
 import math
@@ -117,7 +118,7 @@ def pretrain(config: PretrainConfig) -> Path:
     latents = _encode_once(vae, pictures, config)
     task = _UNetTask(unet, vae, latents, config)
     fit(task, config.unet, config.out / "unet", config)
-    prior = task.prior()
+    prior = task.prior().half()  # before anything is inverted with it: the stored weights are the prior
     with atomic_path(config.out / "prior") as temporary:
         prior.save_pretrained(temporary)
     return config.out / "prior"
@@ -320,7 +321,8 @@ class _UNetTask:
                 if self.config.unet.prediction_type == "v_prediction":
                     target = self.scheduler.get_velocity(batch, eps, t)
                 losses.append(F.mse_loss(model(noisy, t).sample.float(), target, reduction="none").mean(dim=(1, 2, 3)))
-        prior = self.prior()
+        # A prior freezes its networks; this one is still being trained, so a copy goes in.
+        prior = LatentPrior(self.vae, copy.deepcopy(model), self.scheduler)
         clean = latents[:: max(1, len(latents) // 4)][:4].to(device)
         t_star = prior.default_t_star()
         grid = inversion_grid(t_star, 15)
