@@ -128,11 +128,11 @@ def test_view_writes_a_capture_that_its_readers_read(workshop: Path) -> None:
         (("view", "{chair}", "--out", "x.png", "--fusion", "variance", "--prompt", "a red chair"), "text encoder"),
         (("encode", "{root}/nan.json", "--out", "x"), "nan.json"),
         (("train", "{root}/tunet.yaml", "learning_rat=1"), "learning_rat"),
-        (("encode", "{data}", "--out", "{root}/latents", "--prior", "{root}/prior-run/prior", "--steps", "5"), "latents"),
+        (("encode", "{data}", "--out", "{root}/latents", "--prior", "{root}/prior-run/prior", "--steps", 5), "latents"),
     ],
 )
 def test_bad_input_is_one_clear_line_and_leaves_nothing(
-    workshop: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: tuple[str, ...], fault: str
+    workshop: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: tuple[object, ...], fault: str
 ) -> None:
     (workshop / "truncated.jpg").write_bytes(CHAIR.read_bytes()[:2000])
     frame = {"file_path": "a.png", "transform_matrix": [[float("nan")] * 4] * 4}
@@ -141,7 +141,7 @@ def test_bad_input_is_one_clear_line_and_leaves_nothing(
     frame["transform_matrix"] = [[-1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
     (workshop / "reflection.json").write_text(json.dumps({**sizes, "frames": [frame]}))
     monkeypatch.chdir(tmp_path)
-    filled = [argument.format(root=workshop, chair=CHAIR, data=DATA) for argument in arguments]
+    filled = [str(argument).format(root=workshop, chair=CHAIR, data=DATA) for argument in arguments]
     if filled[0] == "view":
         filled += ["--model", str(workshop / "run/model")]
     result = sidestep(*filled, ok=False)
