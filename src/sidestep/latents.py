@@ -121,6 +121,8 @@ class LatentStore:
     def _rows(self, name: str, scene: StoredScene, frames: Sequence[int] | int) -> Tensor:
         rows = self._shards[scene.shard].get_slice(name)
         wanted = [frames] if isinstance(frames, int) else frames
+        if not all(0 <= frame < len(scene.frames) for frame in wanted):
+            raise IndexError(f"scene {scene.id} has {len(scene.frames)} frames, none at one of {list(wanted)}")
         return torch.cat([rows[scene.start + frame : scene.start + frame + 1] for frame in wanted])
 
 
@@ -263,9 +265,9 @@ def _read_plan(folder: Path) -> dict[str, Any] | None:
 
 
 def _refuse_stale(out: Path, stored: dict[str, Any], plan: dict[str, Any]) -> None:
-    for key, wanted in plan.items():
-        if key != "prior" and stored.get(key) != wanted:
-            told = f": {stored.get(key)!r}, not {wanted!r}" if key not in ("shards", "prior_fingerprint") else ""
-            raise SidestepError(
-                f"{out}: holds latents of another {key.replace('_', ' ')}{told}; name another folder or delete this one"
-            )
+    found = {**stored.get("inversion", {}), **stored}
+    for key, wanted in {**plan["inversion"], **plan}.items():
+        if key not in ("inversion", "prior") and found.get(key) != wanted:
+            told = {"prior_fingerprint": "prior", "shards": "set of scenes, or other scenes_per_shard"}.get(key)
+            told = told or f"{key.replace('_', ' ')} ({found.get(key)!r}, not {wanted!r})"
+            raise SidestepError(f"{out}: holds latents of another {told}; name another folder or delete this one")
