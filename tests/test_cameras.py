@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sidestep.cameras import Camera, distance_scale
+from sidestep.cameras import Camera, distance_scale, elevations
 from sidestep.errors import SidestepError
 from sidestep.images import resize_and_crop
 
@@ -217,6 +217,79 @@ def test_a_scale_may_batch_one_camera(camera: Camera) -> None:
 def test_refuses_a_scale_that_is_none(camera: Camera, scale: float) -> None:
     with pytest.raises(SidestepError, match="scale must be positive"):
         camera.scaled(scale)
+
+
+def test_the_mirrored_camera_sees_the_mirrored_world_mirrored(
+    camera: Camera, batch: Camera, points: torch.Tensor
+) -> None:
+    mirror = torch.tensor([-1.0, 1.0, 1.0], dtype=torch.float64)
+    for cameras in (camera, batch):
+        pixels, depth = cameras.project(points)
+        mirrored_pixels, mirrored_depth = cameras.mirrored().project(points * mirror)
+        torch.testing.assert_close(mirrored_pixels[..., 0], 400 - pixels[..., 0])
+        torch.testing.assert_close(mirrored_pixels[..., 1], pixels[..., 1])
+        torch.testing.assert_close(mirrored_depth, depth)
+
+
+def test_rays_of_the_mirrored_camera_are_the_mirrored_rays_of_the_flipped_grid(batch: Camera) -> None:
+    mirror = torch.tensor([-1.0, 1.0, 1.0], dtype=torch.float64)
+    origins, directions = batch.rays(3, 4)
+    mirrored_origins, mirrored_directions = batch.mirrored().rays(3, 4)
+    torch.testing.assert_close(mirrored_origins, origins.flip(-2) * mirror)
+    torch.testing.assert_close(mirrored_directions, directions.flip(-2) * mirror)
+
+
+def test_a_mirrored_camera_is_a_camera_and_mirrored_again_the_same(camera: Camera) -> None:
+    mirrored = camera.mirrored()
+    Camera(mirrored.intrinsics, mirrored.world_to_camera, mirrored.width, mirrored.height)  # refuses a reflection
+    assert not torch.equal(mirrored.world_to_camera, camera.world_to_camera)
+    torch.testing.assert_close(mirrored.mirrored().intrinsics, camera.intrinsics)
+    torch.testing.assert_close(mirrored.mirrored().world_to_camera, camera.world_to_camera)
+
+
+def test_relative_to_a_mirrored_reference_is_the_relative_camera_mirrored(camera: Camera, batch: Camera) -> None:
+    outside = batch.mirrored().relative_to(camera.mirrored())
+    inside = batch.relative_to(camera).mirrored()
+    torch.testing.assert_close(outside.world_to_camera, inside.world_to_camera)
+    torch.testing.assert_close(outside.intrinsics, inside.intrinsics)
+
+
+def test_mirroring_turns_a_step_to_the_right_into_one_to_the_left() -> None:
+    right = Camera.from_fov(50, 64, 64, at((0.5, 0.0, 0.2), looks_at=(0.0, 0.0, 1.0)))
+    left = Camera.from_fov(50, 64, 64, at((-0.5, 0.0, 0.2), looks_at=(0.0, 0.0, 1.0)))
+    torch.testing.assert_close(right.mirrored().world_to_camera, left.world_to_camera)
+    torch.testing.assert_close(right.mirrored().intrinsics, left.intrinsics)
+
+
+def ring(elevation: float, azimuths: list[float], wobble: float = 0.0) -> Camera:
+    """Cameras about the origin of a world that no longer knows its vertical, looking down by `elevation` degrees."""
+    turned = torch.eye(4, dtype=torch.float64)
+    turned[:3, :3] = rotation(1.1, -0.7, 2.3)
+    turned[:3, 3] = torch.tensor([3.0, -1.0, 0.5])
+    poses = []
+    for index, azimuth in enumerate(azimuths):
+        e, a = math.radians(elevation + wobble * (-1) ** index), math.radians(azimuth)
+        centre = (2 * math.cos(e) * math.sin(a), -2 * math.sin(e), -2 * math.cos(e) * math.cos(a))
+        poses.append(at(centre, looks_at=(0.0, 0.0, 0.0)) @ turned)
+    return Camera.from_fov(50, 64, 64, torch.stack(poses))
+
+
+@pytest.mark.parametrize("elevation", [-20.0, 0.0, 12.0, 35.0, 70.0])
+@pytest.mark.parametrize("azimuths", [list(range(-25, 30, 5)), list(range(0, 360, 20)), [100.0, 130.0]])
+def test_elevations_are_found_in_a_world_of_any_orientation(elevation: float, azimuths: list[float]) -> None:
+    found = elevations(ring(elevation, azimuths))
+    assert found.shape == (len(azimuths),)
+    torch.testing.assert_close(found, torch.full((len(azimuths),), elevation), rtol=0, atol=0.5)
+
+
+def test_each_camera_has_its_own_elevation() -> None:
+    found = elevations(ring(20.0, [-30.0, -10.0, 10.0, 30.0], wobble=5.0))
+    torch.testing.assert_close(found, torch.tensor([25.0, 15.0, 25.0, 15.0]), rtol=0, atol=0.5)
+
+
+def test_where_nothing_tells_the_vertical_the_elevation_is_zero() -> None:
+    assert elevations(ring(30.0, [10.0])).tolist() == [0.0]
+    assert elevations(ring(30.0, [10.0, 10.0], wobble=8.0)).tolist() == [0.0, 0.0]
 
 
 def test_distance_scale_from_points_is_the_median_depth_of_those_in_view() -> None:
