@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, get_args
 
 import torch
@@ -100,9 +101,24 @@ class NovelViewPipeline(DiffusionPipeline):
         return cls(tunet, loaded.vae, loaded.unet, loaded.scheduler, loaded.text_encoder, loaded.tokenizer)
 
     def save_pretrained(self, path: str | Path, **kwargs: Any) -> None:
-        """Writes the model's folder, whole or not at all; `kwargs` as in `DiffusionPipeline.save_pretrained`."""
-        with atomic_path(path) as temporary:
-            super().save_pretrained(temporary, **kwargs)
+        """Writes the folder that `from_pretrained` reads, each part whole or not at all; other things in it stay.
+
+        Args:
+            kwargs: as in `DiffusionPipeline.save_pretrained`.
+        """
+        if self.tunet.config.prior_fingerprint:
+            # In another precision than they were loaded in, the prior's weights have another fingerprint.
+            saved = LatentPrior(self.vae, self.unet, self.scheduler, self.text_encoder, self.tokenizer)
+            self.tunet.register_to_config(prior_fingerprint=saved.fingerprint())
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        if kwargs.get("push_to_hub"):
+            kwargs.setdefault("repo_id", folder.name)
+        with TemporaryDirectory(dir=folder, prefix=".saving-") as whole:
+            super().save_pretrained(whole, **kwargs)
+            for part in Path(whole).iterdir():
+                with atomic_path(folder / part.name) as temporary:
+                    part.rename(temporary)
 
     @torch.no_grad()
     def __call__(
@@ -146,10 +162,12 @@ class NovelViewPipeline(DiffusionPipeline):
         Raises:
             SidestepError: if an argument does not fit the model.
         """
-        if not targets:
-            raise SidestepError("there is no target camera; give one or more")
+        if isinstance(targets, Camera) or not targets:
+            raise SidestepError("targets must be a list of one or more cameras, each a single one")
         if fusion not in get_args(Fusion):
             raise SidestepError(f"fusion {fusion!r} is unknown; use {', '.join(get_args(Fusion))}")
+        if batch_size < 1:
+            raise SidestepError(f"batch_size is {batch_size}; it must be 1 or more")
         settings = settings or FusionSettings()
         image = photo if isinstance(photo, Image.Image) else load_image(photo)
         if source is None:
@@ -169,6 +187,8 @@ class NovelViewPipeline(DiffusionPipeline):
         inversion = InversionSettings(
             trained.t_star, trained.inversion_steps, trained.inversion_timestep, trained.inversion_start
         )
+        grid = settings.sampling_grid(inversion, steps)
+        generator = torch.Generator().manual_seed(seed)
 
         reference = to_tensor(image)[None]
         inverted = self._invert(reference, inversion, progress)
@@ -183,9 +203,7 @@ class NovelViewPipeline(DiffusionPipeline):
             coarse = self._decode(mean / math.sqrt(trained.alpha_star))
             candidates: dict[str, Tensor] = {}
             for method in methods:
-                generator = torch.Generator().manual_seed(seed + start)
                 fused = fuse(self.prior, method, mean, inverted, late, inversion.t_star, settings, generator)
-                grid = settings.sampling_grid(inversion, steps)
                 latents = sample(
                     self.prior,
                     fused,
@@ -219,8 +237,10 @@ class NovelViewPipeline(DiffusionPipeline):
     def _translate(self, mean: Tensor, source: Camera, targets: Camera, scale: float, category: Tensor) -> Tensor:
         """TUNet's means of the targets, (B, C, h, w) float32."""
         device, count = self.tunet.device, targets.batch_shape[0]
-        relative = targets.relative_to(source).scaled(scale).to(device)
-        reference = Camera.stack([source.relative_to(source)] * count).to(device)
+        # In double precision: far from a world's origin, small steps are lost in single.
+        source, targets = source.to("cpu", torch.float64), targets.to("cpu", torch.float64)
+        relative = targets.relative_to(source).scaled(scale).to(device, torch.float32)
+        reference = Camera.stack([source.relative_to(source)] * count).to(device, torch.float32)
         # As in training: float32 weights, so that half precision never touches rays and cameras.
         with torch.autocast(device.type, network_dtype(device), enabled=network_dtype(device) != torch.float32):
             mean = self.tunet(mean.to(device).expand(count, -1, -1, -1), reference, relative, category.expand(count))
