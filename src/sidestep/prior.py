@@ -232,6 +232,8 @@ class LatentPrior(torch.nn.Module):
             raise SidestepError(f"timestep {timestep} is outside this prior's 0 .. {self.num_train_timesteps - 1}")
         if prompt_embeds is not None and guidance != 1.0:
             negative = self._empty() if negative_embeds is None else negative_embeds
+            # The empty prompt's embedding is kept, and may be from before the networks were moved.
+            negative = negative.to(prompt_embeds.device)
             both = torch.cat([_expand(negative, len(latents)), _expand(prompt_embeds, len(latents))])
             output = self._run_unet(torch.cat([latents, latents]), timestep, both)
             away, towards = output.chunk(2)
