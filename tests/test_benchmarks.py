@@ -1,0 +1,74 @@
+"""The benchmarks' tables, on a miniature prior and the committed captures."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderTiny, DDPMScheduler, UNet2DModel
+
+from sidestep.errors import SidestepError
+from sidestep.prior import LatentPrior
+
+ROOT = Path(__file__).parents[1]
+DATA = ROOT / "tests" / "data" / "furniture"
+
+
+@pytest.fixture(scope="module")
+def prior(tmp_path_factory):
+    torch.manual_seed(0)
+    stages = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
+    blocks = {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
+    sizes = {"sample_size": 8, "in_channels": 4, "out_channels": 4, "layers_per_block": 1, "norm_num_groups": 8}
+    unet = UNet2DModel(
+        **sizes, block_out_channels=(32,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",)
+    )
+    schedule = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    path = tmp_path_factory.mktemp("prior")
+    LatentPrior(AutoencoderTiny(**stages, **blocks, latent_channels=4), unet, schedule).save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def table(prior, monkeypatch, capsys, tmp_path):
+    """Runs a script with the prior and the data; its table's cells, without the header's two lines."""
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+
+    def run(name, *arguments):
+        out = tmp_path / "table.md"
+        common = ["--prior", str(prior), "--data", str(DATA), "--device", "cpu", "--out", str(out)]
+        importlib.import_module(name).main([*common, *arguments])
+        printed = capsys.readouterr().out
+        assert out.read_text(encoding="utf-8") == printed
+        lines = [line for line in printed.splitlines() if line.startswith("|")]
+        return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+    yield run
+    for name in {"round_trip", "fusion", "held_out", "table"} - before:
+        sys.modules.pop(name, None)
+
+
+def test_the_round_trip_gets_better_with_more_steps(table):
+    alone, *rows = table("round_trip", "--t-star", "600", "--steps", "2", "20", "--scenes", "1")
+    assert alone[0] == "autoencoder alone"
+    assert [row[1:3] for row in rows] == [["2", "next"], ["2", "current"], ["20", "next"], ["20", "current"]]
+    for few, many in zip(rows[:2], rows[2:], strict=True):
+        assert float(many[3]) > float(few[3])
+        assert float(many[5]) < float(few[5])
+
+
+def test_fusion_has_a_row_for_each_mean_and_a_result_for_each_reading(table):
+    true, blurred, copied, own = table("fusion", "--t-star", "100", "--steps", "4")
+    assert [true[0], blurred[0]] == ["100 (0.89), true mean", "100 (0.89), blurred mean"]
+    decibels = [[float(cell.split(",")[0]) for cell in row[1:]] for row in (true, blurred)]
+    assert decibels[0][0] > decibels[1][0]
+    assert all(len(set(row)) == 5 for row in decibels)
+    assert float(copied[1].split(",")[0]) < decibels[0][0]
+    assert "," not in own[1]
+
+
+def test_a_split_without_scenes_is_refused_by_name(table):
+    with pytest.raises(SidestepError, match="no scene of its is in split train"):
+        table("fusion", "--split", "train")
