@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sidestep.devices import choose_device, network_dtype
+from sidestep.devices import autocast, choose_device, network_dtype
 from sidestep.errors import SidestepError
 
 
@@ -39,6 +39,14 @@ def test_a_cpu_computes_in_bfloat16_only_where_it_does_so_natively(monkeypatch, 
 def test_a_torch_that_cannot_say_so_computes_in_float32(monkeypatch):
     monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported", raising=False)
     assert network_dtype(torch.device("cpu")) == torch.float32
+
+
+@pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_autocast_computes_in_that_precision_without_a_warning(monkeypatch, recwarn, native, dtype):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native, raising=False)
+    with autocast(torch.device("cpu")):
+        assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype == dtype
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])

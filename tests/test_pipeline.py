@@ -10,6 +10,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, UNet2DModel
 from PIL import Image
 
+import sidestep.devices
 import sidestep.pipeline
 from sidestep.cameras import Camera
 from sidestep.errors import SidestepError
@@ -28,7 +29,7 @@ SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012
 @pytest.fixture(autouse=True)
 def _single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half precision differs between processors, and would hide small differences."""
-    monkeypatch.setattr(sidestep.pipeline, "network_dtype", lambda device: torch.float32)
+    monkeypatch.setattr(sidestep.devices, "network_dtype", lambda device: torch.float32)
 
 
 def make_vae() -> AutoencoderKL:

@@ -26,6 +26,15 @@ def choose_device(name: str | None = None) -> torch.device:
     return torch.device("cpu")
 
 
+def autocast(device: torch.device) -> torch.autocast:
+    """The context in which networks with float32 weights compute in `network_dtype`; no change where that is float32.
+
+    Asked for float32 itself, torch would warn each time.
+    """
+    dtype = network_dtype(device)
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
 def network_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the processor multiplies it natively, float32 elsewhere.
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from sidestep.cameras import Camera, distance_scale
-from sidestep.devices import network_dtype
+from sidestep.devices import autocast
 from sidestep.errors import SidestepError
 from sidestep.files import atomic_path
 from sidestep.fusion import FusionSettings, Method, choose, fuse
@@ -242,7 +242,7 @@ class NovelViewPipeline(DiffusionPipeline):
         relative = targets.relative_to(source).scaled(scale).to(device, torch.float32)
         reference = Camera.stack([source.relative_to(source)] * count).to(device, torch.float32)
         # As in training: float32 weights, so that half precision never touches rays and cameras.
-        with torch.autocast(device.type, network_dtype(device), enabled=network_dtype(device) != torch.float32):
+        with autocast(device):
             mean = self.tunet(mean.to(device).expand(count, -1, -1, -1), reference, relative, category.expand(count))
         return mean.float()
 

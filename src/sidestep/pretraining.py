@@ -23,7 +23,7 @@ from torch import Tensor
 from sidestep.captures import Frame, read_captures
 from sidestep.captures.splits import Split, model_split
 from sidestep.config import settings
-from sidestep.devices import choose_device, network_dtype
+from sidestep.devices import autocast, choose_device
 from sidestep.errors import SidestepError
 from sidestep.files import atomic_path
 from sidestep.images import load_image, resize_and_crop, to_image, to_tensor
@@ -247,7 +247,7 @@ class _AutoencoderTask:
     @torch.no_grad()
     def validate(self, model: torch.nn.Module) -> tuple[dict[str, float], Image.Image]:
         images = _load_batch(self.held_out, self.config.image_size).to(next(model.parameters()).device)
-        with torch.autocast(images.device.type, network_dtype(images.device)):
+        with autocast(images.device):
             result = torch.cat([model(chunk)[0].float() for chunk in images.split(4)])
             flips = [torch.ones(len(chunk), dtype=torch.bool, device=images.device) for chunk in images.split(4)]
             mirrored = torch.cat(
@@ -312,7 +312,7 @@ class _UNetTask:
         noise = torch.randn(latents.shape, generator=generator)
         timesteps = torch.arange(len(latents)) * 37 % self.config.unet.t_low
         losses = []
-        with torch.autocast(device.type, network_dtype(device)):
+        with autocast(device):
             for chunk in torch.arange(len(latents)).split(32):
                 tensors = (latents[chunk], noise[chunk], timesteps[chunk])
                 batch, eps, t = (tensor.to(device) for tensor in tensors)
@@ -364,7 +364,7 @@ def _encode_once(vae: AutoencoderDC, pictures: dict[Split, list[Picture]], confi
         parts = []
         for start in range(0, len(chosen), 16):
             images = _load_batch(chosen[start : start + 16], config.image_size).to(device)
-            with torch.autocast(device.type, network_dtype(device)):
+            with autocast(device):
                 parts.append(vae.encode(images).latent.float().cpu())
         latents[name] = torch.cat(parts)
     factor = 1 / float(latents["train"].std())

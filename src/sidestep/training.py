@@ -4,13 +4,14 @@ import logging
 import math
 import shutil
 from collections import OrderedDict
-from dataclasses import field
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
 from PIL import Image
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from sidestep.cameras import Camera
 from sidestep.captures.pairs import any_pairs, paper_pairs
 from sidestep.captures.splits import split_scenes
 from sidestep.config import settings
-from sidestep.devices import network_dtype
+from sidestep.devices import autocast
 from sidestep.errors import SidestepError
 from sidestep.files import atomic_path
 from sidestep.images import to_image
@@ -79,16 +80,21 @@ def train(config: TrainConfig) -> Path:
     if (config.steps > 0) == (config.epochs > 0):
         raise SidestepError("give either steps=N or epochs=N, the length of the run")
     task = _TUNetTask(store, config)
+    loop = config
     if config.epochs:
-        config.steps = math.ceil(config.epochs * task.pairs_per_epoch / config.batch_size)
-    fit(task, config, config.out, config)
+        loop = replace(config, steps=math.ceil(config.epochs * task.pairs_per_epoch / config.batch_size))
+    fit(task, loop, config.out, config)
     model = config.out / "model"
+    if not PartialState().is_main_process:
+        return model
     prior = Path(model_folder(store.prior))
     if prior.is_dir():
         for part in ("vae", "unet", "scheduler", "text_encoder", "tokenizer"):
             if (prior / part).is_dir():
                 with atomic_path(model / part) as temporary:
                     shutil.copytree(prior / part, temporary)
+    else:
+        logger.info("%s holds TUNet alone; to use it, name its prior, %s", model, store.prior)
     with atomic_path(model / "tunet") as temporary:
         task.model.half().save_pretrained(temporary)
     return model
@@ -183,7 +189,7 @@ class _TUNetTask:
         reference, target = self._cameras(batch)
 
         def predict(cameras: Camera) -> Tensor:
-            with torch.autocast(device.type, network_dtype(device)):
+            with autocast(device):
                 parts = [
                     model(batch["mean"][chunk], reference[chunk], cameras[chunk], batch["category"][chunk]).float()
                     for chunk in torch.arange(len(rows), device=device).split(16)
@@ -191,7 +197,7 @@ class _TUNetTask:
             return torch.cat(parts)
 
         predicted = predict(target)
-        wrong = predict(target[torch.arange(len(rows) - 1, -1, -1)])
+        wrong = predict(target[torch.arange(len(rows)).roll(1)])  # each pair is given its neighbour's
         figures = {
             "mse": float(F.mse_loss(predicted, batch["target"])),
             "mse_copy": float(F.mse_loss(batch["mean"], batch["target"])),
