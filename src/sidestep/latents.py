@@ -10,6 +10,7 @@ maps the shards into memory.
     distance_scale     (N,) float32: what makes the subject's distance 1 when this frame is the reference
 """
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -93,7 +94,7 @@ class LatentStore:
                 raise SidestepError(
                     f"{path}: incomplete, shard {index + 1} of {count} is missing; run the same `sidestep encode` again"
                 )
-            shard = _open_shard(file)
+            shard = _open_shard(file, plan)
             self._shards.append(shard)
             scenes.extend(_scenes_of(shard, index))
         self.scenes = tuple(scenes)
@@ -176,10 +177,12 @@ def encode_captures(
     done = 0
     for index, run in enumerate(runs):
         file = _shard_path(out, index)
-        if not (file.exists() and _is_whole(file)):
+        if not (file.exists() and _is_whole(file, plan)):
             tensors, described = _encode_run(prior, run, settings, batch_size)
             with atomic_path(file) as temporary:
-                save_file(tensors, temporary, metadata={"scenes": json.dumps(described)})
+                # One entry, because safetensors writes several in no fixed order, and a shard has fixed bytes.
+                about = {"plan": _digest(plan), "scenes": described}
+                save_file(tensors, temporary, metadata={"about": json.dumps(about)})
         done += sum(len(scene.frames) for scene in run)
         if progress is not None:
             progress(done, total)
@@ -221,7 +224,7 @@ def _encode_run(
 
 def _scenes_of(shard: Any, index: int) -> Iterator[StoredScene]:
     start = 0
-    for described in json.loads(shard.metadata()["scenes"]):
+    for described in json.loads(shard.metadata()["about"])["scenes"]:
         frames = tuple(described.pop("frames"))
         yield StoredScene(**described, frames=frames, shard=index, start=start)
         start += len(frames)
@@ -231,23 +234,30 @@ def _shard_path(folder: Path, index: int) -> Path:
     return folder / f"shard-{index:05d}.safetensors"
 
 
-def _open_shard(file: Path) -> Any:
+def _open_shard(file: Path, plan: dict[str, Any]) -> Any:
     try:
         shard = safe_open(file, framework="pt")
-        if set(shard.keys()) != set(TENSORS) or "scenes" not in (shard.metadata() or {}):
-            raise SidestepError(f"{file}: not a shard of latents; delete it and run `sidestep encode` again")
+        about = json.loads((shard.metadata() or {}).get("about", "{}"))
+        if set(shard.keys()) != set(TENSORS) or about.get("plan") != _digest(plan):
+            raise SidestepError(f"{file}: not a shard of this store; delete it and run `sidestep encode` again")
     except (SafetensorError, OSError) as error:
         raise SidestepError(f"{file}: damaged ({error}); delete it and run `sidestep encode` again") from None
     return shard
 
 
-def _is_whole(file: Path) -> bool:
+def _is_whole(file: Path, plan: dict[str, Any]) -> bool:
     try:
-        _open_shard(file)
+        _open_shard(file, plan)
     except SidestepError as error:
         logger.warning("%s; making it anew", error)
         return False
     return True
+
+
+def _digest(plan: dict[str, Any]) -> str:
+    """Ties a shard to what it was made of, wherever the prior's folder lay."""
+    made_of = {key: value for key, value in plan.items() if key != "prior"}
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
 
 
 def _read_plan(folder: Path) -> dict[str, Any] | None:
