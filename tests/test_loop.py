@@ -37,7 +37,7 @@ def kill() -> None:
 def config(**options) -> LoopConfig:
     return LoopConfig(
         **{"steps": STEPS, "batch_size": 4, "learning_rate": 0.05, "save_every": 5, "sample_every": 10, **options},
-        precision="no",
+        precision="fp32",
     )
 
 

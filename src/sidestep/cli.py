@@ -42,6 +42,29 @@ class FusionChoice(StrEnum):
     addition = "addition"
 
 
+class NoiseChoice(StrEnum):
+    """Readings of the noise that strategy A starts from."""
+
+    reference = "reference"
+    late = "late"
+    gaussian = "gaussian"
+
+
+class LatentChoice(StrEnum):
+    """Readings of the latent that strategy B adds."""
+
+    late = "late"
+    t_star = "t_star"
+
+
+class ScaleChoice(StrEnum):
+    """Readings of the factor of the added noise."""
+
+    algebra = "algebra"
+    paper = "paper"
+    scripts = "scripts"
+
+
 class TimestepChoice(StrEnum):
     """Where an inversion step asks the network."""
 
@@ -60,6 +83,7 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace the file's.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+READINGS = "Readings that the paper leaves open"
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps; the best one present by default.")]
 
 
@@ -107,7 +131,19 @@ def view(
     negative_prompt: Annotated[str | None, typer.Option(help="What to guide away from.")] = None,
     guidance: Annotated[float, typer.Option(help="Strength of the prompt.")] = 3.5,
     steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 30,
-    seed: Annotated[int, typer.Option(help="Of noise, where any is drawn.")] = 0,
+    noise: Annotated[
+        NoiseChoice, typer.Option(help="The noise that variance fusion starts from.", rich_help_panel=READINGS)
+    ] = NoiseChoice.reference,
+    latent: Annotated[
+        LatentChoice, typer.Option(help="The inverted photo that direct addition adds.", rich_help_panel=READINGS)
+    ] = LatentChoice.late,
+    noise_scale: Annotated[
+        ScaleChoice, typer.Option(help="The factor of the added noise.", rich_help_panel=READINGS)
+    ] = ScaleChoice.algebra,
+    sample_from: Annotated[
+        int | None, typer.Option(help="Timestep that sampling starts from (default: t*).", rich_help_panel=READINGS)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the noise that --noise gaussian draws.")] = 0,
     fps: Annotated[int, typer.Option(min=1, help="Frames a second of an animation.")] = 12,
     model: Annotated[str, typer.Option(help="Model folder or hub id.")] = "bundled",
     prior: Annotated[str | None, typer.Option(help="Prior's folder or hub id, for a model of TUNet alone.")] = None,
@@ -116,6 +152,7 @@ def view(
 ) -> None:
     """Synthesise what another camera would have seen."""
     from sidestep.cameras import Camera
+    from sidestep.fusion import FusionSettings
     from sidestep.images import exif_fov, load_image
     from sidestep.outputs import check_output, save_views
     from sidestep.pipeline import DEFAULT_FOV, NovelViewPipeline
@@ -124,7 +161,9 @@ def view(
     if cameras is not None and (trajectory is not None or yaw is not None or pitch is not None):
         raise SidestepError("--cameras says where to look from; leave --trajectory, --yaw and --pitch out")
     image = load_image(photo)
-    source, targets = Camera.from_fov(fov or exif_fov(photo) or DEFAULT_FOV, *image.size), None
+    if fov is None:
+        fov = exif_fov(photo) or DEFAULT_FOV
+    source, targets = Camera.from_fov(fov, *image.size), None
     scale: float | None = 1.0
     if cameras is not None:
         source_given, targets = _targets_from_file(cameras, photo.name)
@@ -153,6 +192,7 @@ def view(
             seed,
             negative_prompt=negative_prompt,
             guidance=guidance,
+            settings=FusionSettings(noise_scale.value, noise.value, latent.value, sample_from),
             scale=scale,
             progress=show,
         )
@@ -257,8 +297,11 @@ def _targets_from_file(path: Path, photo: str) -> "tuple[Camera | None, list[Cam
     from sidestep.captures.transforms import read_named_cameras
 
     named = read_named_cameras(path)
-    source = next((camera for name, camera in named if Path(name).name == photo), None)
-    targets = [camera for name, camera in named if Path(name).name != photo]
+    own = [index for index, (name, _) in enumerate(named) if Path(name).name == photo]
+    if len(own) > 1:
+        raise SidestepError(f"{path}: lists {len(own)} photos named {photo}; rename the photo so that one is meant")
+    source = named[own[0]][1] if own else None
+    targets = [camera for index, (_, camera) in enumerate(named) if index not in own]
     if not targets:
         raise SidestepError(f"{path}: no camera beside the photo's own; add the target cameras as frames")
     return source, targets

@@ -31,10 +31,10 @@ class FusionSettings:
     Attributes:
         c: the factor of the added noise, see `noise_scale`.
         noise: what A adds before it asks the network: the reference's noise term at t* ("reference"), that of the
-            last step times sqrt(1 - a_800) ("late", as the scripts), or noise that knows nothing of the reference's
-            layout, sqrt(1 - a*) times a standard normal ("gaussian", ours).
-        latent: what B adds: the reference inverted to the last step, almost pure noise ("late", as the scripts), or
-            to t* ("t_star", as the paper reads), where its own picture comes along as a ghost.
+            last step times sqrt(1 - a_800) ("late"; the scripts take it from t = 941), or noise that knows nothing of
+            the reference's layout, sqrt(1 - a*) times a standard normal ("gaussian", ours).
+        latent: what B adds: the reference inverted to the last step, almost pure noise ("late"; the scripts stop at
+            t = 961), or to t* ("t_star", as the paper reads), where its own picture comes along as a ghost.
         sample_from: the timestep that sampling starts from, t* where None (the scripts: 581, 601 or 621).
     """
 

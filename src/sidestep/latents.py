@@ -152,6 +152,8 @@ def encode_captures(
     Raises:
         SidestepError: if `out` holds a store of another prior, other settings or other scenes, or a photo is damaged.
     """
+    if settings.t_star >= prior.num_train_timesteps:
+        raise SidestepError(f"t* {settings.t_star} is outside this prior's 0 .. {prior.num_train_timesteps - 1}")
     out = Path(out)
     scenes = sorted(scenes, key=lambda scene: scene.id)
     names = [scene.id for scene in scenes]

@@ -56,7 +56,7 @@ class LoopConfig:
     weight_decay: float = 0.01
     ema_decay: float = 0.999
     clip_norm: float = 1.0
-    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     save_every: int = 200
     sample_every: int = 500
     seed: int = 0
@@ -97,6 +97,8 @@ def fit(task: Task, config: LoopConfig, run: Path, experiment: Any = None) -> to
     """
     keep_freed_memory()
     precision: str = config.precision
+    if precision == "fp32":
+        precision = "no"  # accelerate's word, which YAML reads as false
     device = PartialState().device
     if precision == "auto":
         precision = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "no"}[network_dtype(device)]
@@ -156,7 +158,7 @@ def fit(task: Task, config: LoopConfig, run: Path, experiment: Any = None) -> to
             if not torch.isfinite(loss) or not (precision == "fp16" or torch.isfinite(norm)):
                 raise SidestepError(
                     f"{run.name}: the loss is {loss.item()} and its gradient's norm {float(norm)} at step {step} "
-                    f"(seed {config.seed}); the last good checkpoint is kept; try a lower learning_rate or precision=no"
+                    f"(seed {config.seed}); the last good checkpoint is kept; lower learning_rate, or precision=fp32"
                 )
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -280,8 +282,13 @@ class _Log:
 
 
 def _git_revision() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    """The revision of the code that runs, or "unknown" outside a checkout of it."""
+    here = Path(__file__)
+    git = ["git", "-C", str(here.parent)]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        # An installed package may lie in somebody else's repository, whose revision says nothing.
+        subprocess.run([*git, "ls-files", "--error-unmatch", here.name], capture_output=True, check=True)
+        told = subprocess.run([*git, "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+    return told.stdout.strip()

@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from sidestep.cameras import Camera
-from sidestep.captures import write_capture
+from sidestep.captures.writing import check_capture_folder, write_capture
 from sidestep.errors import SidestepError
 from sidestep.files import atomic_path
 from sidestep.media import contact_sheet, save_animation
@@ -27,6 +27,8 @@ def check_output(path: Path) -> None:
         raise SidestepError(f"{path}: views are written as {known}, or as a folder (a name without a suffix)")
     if path.suffix and path.is_dir():
         raise SidestepError(f"{path}: is a folder; name a file in it")
+    if not path.suffix:
+        check_capture_folder(path)
 
 
 def save_views(path: Path, images: Sequence[Image.Image], cameras: Sequence[Camera], fps: int) -> None:

@@ -16,8 +16,8 @@ CHAIR = Path(__file__).parents[2] / "examples" / "chair.jpg"
 
 TINY_PRIOR = """
 image_size: 64
-autoencoder: {steps: 3, batch_size: 2, crop: 32, channels: [8, 8, 8, 16], precision: "no"}
-unet: {steps: 3, batch_size: 2, channels: [32, 32], attention: [false, true], layers_per_block: 1, precision: "no"}
+autoencoder: {steps: 3, batch_size: 2, crop: 32, channels: [8, 8, 8, 16], precision: fp32}
+unet: {steps: 3, batch_size: 2, channels: [32, 32], attention: [false, true], layers_per_block: 1, precision: fp32}
 """
 TINY_TUNET = {
     "block_out_channels": [32, 32],
@@ -64,7 +64,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "pairs": "any",
         "mirror": True,
         "split": str(root / "split.json"),
-        "precision": "no",
+        "precision": "fp32",
         "save_every": 2,
     }
     (root / "tunet.yaml").write_text(json.dumps(config))  # JSON is YAML

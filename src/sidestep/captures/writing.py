@@ -30,10 +30,7 @@ def write_capture(folder: str | Path, images: list[Image.Image], cameras: list[C
             raise SidestepError(
                 f"{folder}: image {index} is {image.width}x{image.height}, its camera {camera.width}x{camera.height}"
             )
-    if folder.exists() and not (
-        folder.is_dir() and ((folder / "transforms.json").is_file() or not any(folder.iterdir()))
-    ):
-        raise SidestepError(f"{folder}: exists and is not a capture (no transforms.json); choose another folder")
+    check_capture_folder(folder)
     names = [f"{index:03d}.png" for index in range(len(images))]
     with atomic_path(folder) as temporary:
         (temporary / "images").mkdir(parents=True)
@@ -41,3 +38,15 @@ def write_capture(folder: str | Path, images: list[Image.Image], cameras: list[C
             image.convert("RGB").save(temporary / "images" / name)
         write_transforms(temporary, cameras, names)
         write_colmap(temporary, cameras, names)
+
+
+def check_capture_folder(folder: Path) -> None:
+    """Refuses a folder that `write_capture` would not replace: one that holds something else than a capture.
+
+    Raises:
+        SidestepError: if `folder` is a file, or is neither empty nor a capture.
+    """
+    if folder.exists() and not (
+        folder.is_dir() and ((folder / "transforms.json").is_file() or not any(folder.iterdir()))
+    ):
+        raise SidestepError(f"{folder}: exists and is not a capture (no transforms.json); choose another folder")
