@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
 from diffusers import AutoencoderDC, DDIMScheduler, UNet2DModel
 from PIL import Image
 from safetensors import safe_open
@@ -29,6 +30,7 @@ from sidestep.files import atomic_path
 from sidestep.images import load_image, resize_and_crop, to_image, to_tensor
 from sidestep.inversion import inversion_grid, invert, sample
 from sidestep.loop import LoopConfig, fit
+from sidestep.models import model_folder
 from sidestep.prior import LatentPrior
 
 logger = logging.getLogger(__name__)
@@ -114,13 +116,17 @@ def pretrain(config: PretrainConfig) -> Path:
     training = _AutoencoderTask(vae, pictures, config)
     fit(training, config.autoencoder, config.out / "autoencoder", config)
     vae = training.model.vae
-    unet = initial.unet if initial else build_unet(config.unet, config.image_size // 8)
-    latents = _encode_once(vae, pictures, config)
+    latent_size = config.image_size // 2 ** (len(vae.config.encoder_block_out_channels) - 1)
+    unet = initial.unet if initial else build_unet(config.unet, latent_size, vae.config.latent_channels)
+    process = PartialState()
+    with process.main_process_first():  # the others find it on disk
+        latents = _encode_once(vae, pictures, config)
     task = _UNetTask(unet, vae, latents, config)
     fit(task, config.unet, config.out / "unet", config)
     prior = task.prior().half()  # before anything is inverted with it: the stored weights are the prior
-    with atomic_path(config.out / "prior") as temporary:
-        prior.save_pretrained(temporary)
+    if process.is_main_process:
+        with atomic_path(config.out / "prior") as temporary:
+            prior.save_pretrained(temporary)
     return config.out / "prior"
 
 
@@ -160,7 +166,7 @@ def build_autoencoder(config: AutoencoderConfig) -> AutoencoderDC:
     )
 
 
-def build_unet(config: UNetConfig, sample_size: int, latent_channels: int = 4) -> UNet2DModel:
+def build_unet(config: UNetConfig, sample_size: int, latent_channels: int) -> UNet2DModel:
     """The latent U-Net before training."""
     down = tuple("AttnDownBlock2D" if attention else "DownBlock2D" for attention in config.attention)
     up = tuple("AttnUpBlock2D" if attention else "UpBlock2D" for attention in reversed(config.attention))
@@ -386,9 +392,11 @@ def _digest(module: torch.nn.Module) -> str:
 def _initial_prior(init: str | None) -> LatentPrior | None:
     if init is None:
         return None
-    from sidestep.models import model_folder
-
-    return LatentPrior.from_pretrained(model_folder(init), dtype=torch.float32).requires_grad_(True)
+    prior = LatentPrior.from_pretrained(model_folder(init), dtype=torch.float32).requires_grad_(True)
+    if not isinstance(prior.vae, AutoencoderDC) or not isinstance(prior.unet, UNet2DModel):
+        kinds = f"{type(prior.vae).__name__} and {type(prior.unet).__name__}"
+        raise SidestepError(f"init={init}: holds {kinds}; pretraining goes on from AutoencoderDC and UNet2DModel only")
+    return prior
 
 
 def _load(picture: Picture, size: int) -> Tensor:
