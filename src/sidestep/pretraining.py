@@ -111,7 +111,7 @@ def pretrain(config: PretrainConfig) -> Path:
         SidestepError: if there are no pictures, or a folder given by `init` does not fit.
     """
     pictures = pictures_by_split(config.data)
-    initial = _initial_prior(config.init)
+    initial = _initial_prior(config)
     vae = initial.vae if initial else build_autoencoder(config.autoencoder)
     training = _AutoencoderTask(vae, pictures, config)
     fit(training, config.autoencoder, config.out / "autoencoder", config)
@@ -142,6 +142,8 @@ def pictures_by_split(root: Path) -> dict[Split, list[Picture]]:
     except SidestepError:
         if not root.is_dir():
             raise SidestepError(f"{root}: no such folder of pictures or captures") from None
+        if any(root.rglob("sparse")) or any(root.rglob("transforms.json")):
+            raise  # captures that cannot be read: as loose pictures, held-out models would be trained on
         for path in sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES):
             result[model_split(path.stem)].append(path)
     else:
@@ -356,11 +358,11 @@ def _encode_once(vae: AutoencoderDC, pictures: dict[Split, list[Picture]], confi
     device = choose_device()
     vae = vae.to(device).eval()
     path = config.out / "unet" / "latents.safetensors"
-    digest = _digest(vae)
+    digest = _digest(vae, pictures, config.image_size)
     if path.exists():
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
-            if metadata.get("autoencoder") == digest:
+            if metadata.get("made_of") == digest:
                 vae.register_to_config(scaling_factor=float(metadata["scaling_factor"]))
                 return {name: file.get_tensor(name) for name in ("train", "val")}
     logger.info("encoding %d pictures", len(pictures["train"]))
@@ -377,25 +379,37 @@ def _encode_once(vae: AutoencoderDC, pictures: dict[Split, list[Picture]], confi
     latents = {name: (tensor * factor).half().contiguous() for name, tensor in latents.items()}
     vae.register_to_config(scaling_factor=factor)
     with atomic_path(path) as temporary:
-        save_file(latents, temporary, metadata={"autoencoder": digest, "scaling_factor": repr(factor)})
+        save_file(latents, temporary, metadata={"made_of": digest, "scaling_factor": repr(factor)})
     return latents
 
 
-def _digest(module: torch.nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+def _digest(vae: AutoencoderDC, pictures: dict[Split, list[Picture]], image_size: int) -> str:
+    """Names what latents depend on: the autoencoder's weights, which pictures they are of, and their size."""
+    digest = hashlib.sha256(str(image_size).encode())
+    for split in ("train", "val"):
+        for picture in pictures[split]:
+            digest.update(f"{split} {picture if isinstance(picture, Path) else picture.path}".encode())
+    for name, tensor in sorted(vae.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.float().cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
-def _initial_prior(init: str | None) -> LatentPrior | None:
-    if init is None:
+def _initial_prior(config: PretrainConfig) -> LatentPrior | None:
+    if config.init is None:
         return None
-    prior = LatentPrior.from_pretrained(model_folder(init), dtype=torch.float32).requires_grad_(True)
+    prior = LatentPrior.from_pretrained(model_folder(config.init), dtype=torch.float32).requires_grad_(True)
     if not isinstance(prior.vae, AutoencoderDC) or not isinstance(prior.unet, UNet2DModel):
         kinds = f"{type(prior.vae).__name__} and {type(prior.unet).__name__}"
-        raise SidestepError(f"init={init}: holds {kinds}; pretraining goes on from AutoencoderDC and UNet2DModel only")
+        raise SidestepError(
+            f"init={config.init}: holds {kinds}; pretraining goes on from AutoencoderDC and UNet2DModel only"
+        )
+    for name, found, wanted in (
+        ("image_size", prior.image_size, config.image_size),
+        ("unet.prediction_type", prior.prediction_type, config.unet.prediction_type),
+    ):
+        if found != wanted:
+            raise SidestepError(f"init={config.init}: has {name} {found}, not {wanted}; set {name}={found} to go on")
     return prior
 
 
