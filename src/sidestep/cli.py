@@ -325,7 +325,11 @@ def main() -> None:
     handler = RichHandler(console=console, show_path=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("sidestep").setLevel(logging.INFO)
-    warnings.filterwarnings("ignore", category=FutureWarning)
+    # Our own warnings are for the user, a library's are not; either way without a file name and a line of code.
+    logging.captureWarnings(True)
+    warnings.formatwarning = lambda message, *_, **__: str(message)
+    warnings.simplefilter("ignore")
+    warnings.filterwarnings("default", module="sidestep")
     try:
         app()
     except SidestepError as error:

@@ -144,7 +144,7 @@ def encode_captures(
     preprocessing).
 
     Args:
-        prior_name: where the prior came from, kept for whoever opens the store.
+        prior_name: where the prior came from, kept (a folder as its full path) for whoever opens the store.
         scenes_per_shard: what a killed run may lose.
         batch_size: frames inverted together.
         progress: called with (frames done, frames in all).
@@ -163,7 +163,7 @@ def encode_captures(
     runs = [scenes[start : start + scenes_per_shard] for start in range(0, len(scenes), scenes_per_shard)]
     plan = {
         "format": FORMAT,
-        "prior": prior_name,
+        "prior": str(Path(prior_name).resolve()) if Path(prior_name).is_dir() else prior_name,
         "prior_fingerprint": prior.fingerprint(),
         "inversion": asdict(settings),
         "alpha_star": float(prior.alphas_cumprod[settings.t_star]),

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -25,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from sidestep.config import save_config, settings
+from sidestep.config import load_config, save_config, settings
 from sidestep.devices import network_dtype
 from sidestep.errors import SidestepError
 from sidestep.files import atomic_path
@@ -130,6 +131,7 @@ def fit(task: Task, config: LoopConfig, run: Path, experiment: Any = None) -> to
         return raw.eval()
     log = _Log(run) if accelerator.is_main_process else None
     if log and experiment is not None:
+        _name_changes(experiment, run / "config.yaml")
         save_config(experiment, run / "config.yaml")
 
     def load(step: int) -> dict[str, torch.Tensor]:
@@ -180,6 +182,23 @@ def fit(task: Task, config: LoopConfig, run: Path, experiment: Any = None) -> to
                 accelerator.wait_for_everyone()
     ema.copy_to(parameters.values())
     return raw.eval()
+
+
+def _name_changes(experiment: Any, path: Path) -> None:
+    """A run may go on under other settings (more steps, say), but not without a word."""
+    if not path.exists():
+        return
+    before, now = (_flat(asdict(config)) for config in (load_config(type(experiment), path), experiment))
+    for key, value in now.items():
+        if before.get(key) != value:
+            logger.warning("%s goes on with another %s: %s, before %s", path.parent, key, value, before.get(key))
+
+
+def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in nested.items():
+        result.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return result
 
 
 def one_cycle(progress: float, warmup: float) -> float:

@@ -20,20 +20,21 @@ def read_captures(path: str | Path) -> list[Scene]:
 
     Raises:
         SidestepError: if nothing is there, or nothing of it can be read. In a set of scenes, one that cannot be read
-            is left out with a warning that names it: one bad scene in 200,000 must not stop a run of days.
+            is left out with a warning that names it: one bad scene in 200,000 must not stop a run of days. Photos that
+            a scene lists but that are not there are named by a warning too, and the rest read.
     """
     path = Path(path)
     if not path.exists():
         raise SidestepError(f"{path}: no such file or folder")
     if path.is_file():
-        return [read_transforms(path)]
+        return _named_missing([read_transforms(path)])
     if looks_like_scene(path):
-        return [_read_scene(path, None)]
+        return _named_missing([_read_scene(path, None)])
     folders: list[tuple[Path, str | None]]
     folders = [(folder, None) for folder in sorted(path.iterdir()) if looks_like_scene(folder)]
     if not folders:
         folders = [(folder, folder.parent.name) for folder in scene_folders(path)]
-    return _read_set(path, folders)
+    return _named_missing(_read_set(path, folders))
 
 
 def _read_scene(folder: Path, category: str | None) -> Scene:
@@ -58,4 +59,12 @@ def _read_set(path: Path, folders: list[tuple[Path, str | None]]) -> list[Scene]
             warnings.warn(f"scene left out: {error}", stacklevel=3)
     if not scenes:
         raise SidestepError(f"{path}: none of its {len(failures)} scenes can be read; the first: {failures[0]}")
+    return scenes
+
+
+def _named_missing(scenes: list[Scene]) -> list[Scene]:
+    for scene in scenes:
+        if scene.missing:
+            names = ", ".join(scene.missing)
+            warnings.warn(f"scene {scene.id}: {len(scene.missing)} listed photos are missing: {names}", stacklevel=3)
     return scenes
