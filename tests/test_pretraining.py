@@ -1,0 +1,423 @@
+"""Pretraining of a miniature prior on a few synthetic pictures."""
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from safetensors.torch import load_file
+
+import sidestep.devices
+import sidestep.pretraining
+from sidestep.cameras import Camera
+from sidestep.captures import write_capture
+from sidestep.captures.splits import model_split
+from sidestep.errors import SidestepError
+from sidestep.images import load_image, resize_and_crop, to_tensor
+from sidestep.inversion import inversion_grid, invert, sample
+from sidestep.pretraining import (
+    AutoencoderConfig,
+    PretrainConfig,
+    UNetConfig,
+    build_autoencoder,
+    build_unet,
+    pictures_by_split,
+    pretrain,
+)
+from sidestep.prior import LatentPrior
+from sidestep.trajectories import orbit
+
+NAMES = [f"m{i}" for i in range(40)]
+OF_SPLIT = {split: [name for name in NAMES if model_split(name) == split] for split in ("train", "val", "test")}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _single_precision() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sidestep.devices, "network_dtype", lambda device: torch.float32)
+        yield
+
+
+def picture(seed: int, size: tuple[int, int] = (32, 32)) -> Image.Image:
+    noise = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
+
+
+def write_pictures(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    for seed, name in enumerate(NAMES):
+        picture(seed).save(folder / f"{name}.png")
+    return folder
+
+
+def settings(data: Path, out: Path, **options: Any) -> PretrainConfig:
+    common: dict[str, Any] = {"batch_size": 4, "precision": "fp32", "save_every": 2, "sample_every": 3}
+    return PretrainConfig(
+        data,
+        out,
+        image_size=32,
+        autoencoder=AutoencoderConfig(steps=4, crop=16, channels=(8, 8, 8, 16), **common),
+        unet=UNetConfig(steps=5, channels=(32, 32), attention=(False, True), layers_per_block=1, **common),
+        **options,
+    )
+
+
+def train(config: PretrainConfig, seed: int = 0) -> Path:
+    torch.manual_seed(seed)
+    return pretrain(config)
+
+
+def load(prior: Path, dtype: torch.dtype = torch.float32) -> LatentPrior:
+    return LatentPrior.from_pretrained(prior, "cpu", dtype)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> PretrainConfig:
+    root = tmp_path_factory.mktemp("pretraining")
+    config = settings(write_pictures(root / "pictures"), root / "run")
+    train(config)
+    return config
+
+
+@pytest.fixture
+def copied(finished: PretrainConfig, tmp_path: Path) -> PretrainConfig:
+    """The finished run, to be changed."""
+    shutil.copytree(finished.out, tmp_path / "run")
+    return replace(finished, out=tmp_path / "run")
+
+
+def names(pictures: list[Any]) -> list[str]:
+    return [item.stem if isinstance(item, Path) else item.path.parent.parent.name for item in pictures]
+
+
+def test_loose_pictures_are_split_by_their_name(finished: PretrainConfig, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    shutil.copytree(finished.data, folder / "deeper")
+    (folder / "notes.txt").write_text("no picture")
+    (folder / "deeper" / f"{OF_SPLIT['test'][0]}.png").rename(folder / f"{OF_SPLIT['test'][0]}.PNG")
+    splits = pictures_by_split(folder)
+    assert {split: sorted(names(pictures)) for split, pictures in splits.items()} == {
+        split: sorted(of_split) for split, of_split in OF_SPLIT.items()
+    }
+
+
+def write_scene(folder: Path, seed: int) -> None:
+    cameras = orbit(Camera.from_fov(50, 32, 32), 2)
+    write_capture(folder, [picture(seed), picture(seed + 1)], cameras)
+
+
+def test_captures_are_split_by_the_model_they_show(tmp_path: Path) -> None:
+    chosen = {split: of_split[0] for split, of_split in OF_SPLIT.items()}
+    for model in chosen.values():
+        for variant in ("", "s1", "s2"):
+            write_scene(tmp_path / f"{model}{variant}", 0)
+    splits = pictures_by_split(tmp_path)
+    for split, model in chosen.items():
+        assert sorted(names(splits[split])) == sorted([model, f"{model}s1", f"{model}s2"] * 2)
+
+
+def test_held_out_pictures_train_nothing(finished: PretrainConfig) -> None:
+    latents = load_file(finished.out / "unet" / "latents.safetensors")
+    assert len(latents["train"]) == len(OF_SPLIT["train"])
+    assert len(latents["val"]) == len(OF_SPLIT["val"][::4])
+    task = sidestep.pretraining._AutoencoderTask(
+        build_autoencoder(finished.autoencoder), pictures_by_split(finished.data), finished
+    )
+    drawn = {names([task.pictures[index]])[0] for step in range(100) for index, *_ in task.draw(step)}
+    assert drawn == set(OF_SPLIT["train"])
+    assert set(names(task.held_out)) <= set(OF_SPLIT["val"])
+
+
+def test_captures_that_cannot_be_read_are_not_taken_for_loose_pictures(tmp_path: Path) -> None:
+    for model in NAMES[:3]:
+        write_scene(tmp_path / model, 0)
+        for path in [*tmp_path.rglob("cameras.txt"), *tmp_path.rglob("transforms.json")]:
+            path.write_text("1 PINHOLE broken")
+    with pytest.warns(UserWarning, match="left out"), pytest.raises(SidestepError, match="none of its 3 scenes"):
+        pictures_by_split(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kept", "fault"),
+    [([], "train"), (OF_SPLIT["train"], "val"), (OF_SPLIT["val"], "train")],
+    ids=["no", "val", "train"],
+)
+def test_a_split_without_pictures_is_refused(
+    finished: PretrainConfig, tmp_path: Path, kept: list[str], fault: str
+) -> None:
+    (tmp_path / "few").mkdir()
+    for name in kept:
+        shutil.copy(finished.data / f"{name}.png", tmp_path / "few")
+    with pytest.raises(SidestepError, match=f"few: no pictures in the {fault} split"):
+        pretrain(settings(tmp_path / "few", tmp_path / "run"))
+    with pytest.raises(SidestepError, match="absent: no such folder"):
+        pretrain(settings(tmp_path / "absent", tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_samples_of_the_autoencoder_are_crops_some_of_them_mirrored(finished: PretrainConfig) -> None:
+    pictures = pictures_by_split(finished.data)
+    task = sidestep.pretraining._AutoencoderTask(build_autoencoder(finished.autoencoder), pictures, finished)
+    batch = task.collate([(2, 3, 5, False), (2, 3, 5, True)])["images"]
+    wanted = to_tensor(resize_and_crop(load_image(pictures["train"][2]), 32))[:, 3:19, 5:21]
+    assert torch.equal(batch[0], wanted)
+    assert torch.equal(batch[1], wanted.flip(-1))
+    samples = [item for step in range(200) for item in task.draw(step)]
+    assert {top for _, top, _, _ in samples} == {left for _, _, left, _ in samples} == set(range(17))
+    assert np.mean([mirrored for *_, mirrored in samples]) == pytest.approx(0.5, abs=0.06)
+    assert task.draw(7) == task.draw(7) != task.draw(8)
+
+
+class Perfect(torch.nn.Module):
+    """An autoencoder without fault, whose latents mirror as they should if `mirrors`."""
+
+    def __init__(self, mirrors: bool) -> None:
+        super().__init__()
+        self.mirrors = mirrors
+
+    def forward(self, images: Any, noise: float = 0.0, mirrored: Any = None) -> Any:
+        latents = torch.randn(64, 4, 8, 8)  # of mean 0 and deviation 1, as they should be
+        if mirrored is None or not self.mirrors:
+            return images, latents
+        return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images), latents
+
+
+def test_a_mirrored_latent_must_decode_to_the_mirrored_picture(finished: PretrainConfig) -> None:
+    task = sidestep.pretraining._AutoencoderTask(
+        build_autoencoder(finished.autoencoder), pictures_by_split(finished.data), finished
+    )
+    batch = task.collate([item for step in range(4) for item in task.draw(step)])
+    torch.manual_seed(0)
+    assert float(task.loss(Perfect(mirrors=True), batch)[0]) < 0.01
+    assert float(task.loss(Perfect(mirrors=False), batch)[0]) > 0.05
+    # And the network itself decodes the flipped latents of the rows that are marked, and no others.
+    images = batch["images"][:2]
+    training = task.model.eval()
+    with torch.no_grad():
+        result, latents = training(images, mirrored=torch.tensor([False, True]))
+        flipped = training.vae.decode(latents.flip(-1)).sample
+        torch.testing.assert_close(result[0], training.vae.decode(latents).sample[0])
+        torch.testing.assert_close(result[1], flipped[1])
+    assert not torch.allclose(result[1], training.vae.decode(latents).sample[1], atol=1e-3)
+
+
+def unet_task(config: PretrainConfig, latents: torch.Tensor, **options: Any) -> Any:
+    config = replace(config, unet=replace(config.unet, **options))
+    vae = build_autoencoder(config.autoencoder)
+    return sidestep.pretraining._UNetTask(
+        build_unet(config.unet, 4, 4), vae, {"train": latents, "val": latents}, config
+    )
+
+
+def test_samples_of_the_unet_cover_every_timestep(finished: PretrainConfig) -> None:
+    latents = torch.randn(10, 4, 4, 4).half()
+    task = unet_task(finished, latents, batch_size=50)
+    samples = [item for step in range(100) for item in task.draw(step)]
+    timesteps = np.array([timestep for _, timestep, _ in samples])
+    assert np.mean(timesteps < 600) == pytest.approx(0.75, abs=0.03)
+    assert timesteps.min() < 10
+    assert timesteps.max() > 990
+    assert {index for index, _, _ in samples} == set(range(10))
+    assert np.mean([mirrored for *_, mirrored in samples]) == pytest.approx(0.5, abs=0.03)
+    batch = task.collate([(3, 100, False), (3, 999, True)])
+    assert batch["timesteps"].tolist() == [100, 999]
+    assert torch.equal(batch["latents"], torch.stack([latents[3], latents[3].flip(-1)]).float())
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_the_unet_learns_what_its_schedule_says(finished: PretrainConfig, prediction_type: str) -> None:
+    task = unet_task(finished, torch.zeros(4, 4, 4, 4), prediction_type=prediction_type)
+    alphas = task.prior().alphas_cumprod.float()
+
+    class Answer:
+        """Right for latents of zero, where all that there is is noise."""
+
+        def __call__(self, noisy: torch.Tensor, timesteps: torch.Tensor) -> Any:
+            a = alphas[timesteps].view(-1, 1, 1, 1)
+            eps = noisy / (1 - a).sqrt()
+            self.sample = eps if prediction_type == "epsilon" else a.sqrt() * eps
+            return self
+
+    assert task.prior().prediction_type == prediction_type
+    assert float(task.loss(Answer(), task.collate([(0, 50, False), (1, 900, True)]))[0]) < 1e-8
+
+
+def test_a_validation_leaves_the_unet_trainable(finished: PretrainConfig) -> None:
+    task = unet_task(finished, torch.randn(8, 4, 4, 4))
+    figures, sheet = task.validate(task.model.eval())
+    assert all(parameter.requires_grad for parameter in task.model.parameters())
+    assert sheet.size == (4 * 32, 4 * 32)  # four pictures, their means, their round trips, four drawn from noise
+    # Fixed noise and timesteps: the same network has the same figures.
+    again = task.validate(task.model)[0]
+    assert figures == again
+    prior = task.prior()
+    grid = inversion_grid(prior.default_t_star(), 15)
+    clean = task.latents["val"][::2].float()
+    decoded = [prior.decode(item) for item in (clean, sample(prior, invert(prior, clean, grid).latents, grid))]
+    error = (decoded[0] - decoded[1]).square().mean(dim=(1, 2, 3))
+    assert figures["round_trip_psnr"] == pytest.approx(float((10 * torch.log10(4 / error)).mean()), rel=1e-4)
+
+
+def test_the_finished_prior_is_what_was_trained(
+    finished: PretrainConfig, copied: PretrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prior = load(finished.out / "prior")
+    assert (prior.image_size, prior.latent_size, prior.latent_channels) == (32, 4, 4)
+    assert prior.default_t_star() == 600
+
+    told: list[str] = []
+    save = LatentPrior.save_pretrained
+
+    def saving(self: LatentPrior, path: Path) -> None:
+        told.append(self.fingerprint())
+        save(self, path)
+
+    monkeypatch.setattr(LatentPrior, "save_pretrained", saving)
+    pretrain(copied)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert load(copied.out / "prior", dtype).fingerprint() == told[0] == prior.fingerprint()
+
+
+def test_its_latents_have_deviation_1(finished: PretrainConfig) -> None:
+    stored = load_file(finished.out / "unet" / "latents.safetensors")
+    assert float(stored["train"].float().std()) == pytest.approx(1, abs=0.01)
+    prior = load(finished.out / "prior")
+    pictures = pictures_by_split(finished.data)["train"]
+    encoded = prior.encode(torch.stack([to_tensor(load_image(path)) for path in pictures]))
+    torch.testing.assert_close(encoded, stored["train"].float(), rtol=0.02, atol=0.02)
+
+
+def test_a_killed_run_resumes_to_the_same_prior(
+    finished: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(Exception):
+        pass
+
+    def die_at(call: int, task: Any) -> None:
+        calls = 0
+        loss = task.loss
+
+        def dying(self: Any, *arguments: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == call:
+                raise Killed
+            return loss(self, *arguments)
+
+        patch.setattr(task, "loss", dying)
+
+    config = replace(finished, out=tmp_path / "run")
+    for seed, task in enumerate((sidestep.pretraining._AutoencoderTask, sidestep.pretraining._UNetTask)):
+        with monkeypatch.context() as patch:
+            die_at(4, task)
+            with pytest.raises(Killed):
+                train(config, seed)
+        assert not (config.out / "prior").exists()
+    train(config, 2)
+    autoencoder = "prior/vae/diffusion_pytorch_model.safetensors"
+    assert (config.out / autoencoder).read_bytes() == (finished.out / autoencoder).read_bytes()
+
+
+def test_a_killed_unet_resumes_to_the_same_weights(
+    finished: PretrainConfig, copied: PretrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The U-Net starts from random weights, so both runs share what was saved before the kill."""
+    unet = "prior/unet/diffusion_pytorch_model.safetensors"
+    whole = replace(copied, unet=replace(copied.unet, steps=9))
+    stopped = replace(whole, out=copied.out.with_name("stopped"))
+    shutil.copytree(copied.out, stopped.out)
+    pretrain(whole)
+
+    loss = sidestep.pretraining._UNetTask.loss
+    calls: list[int] = []
+
+    def dying(self: Any, *arguments: Any) -> Any:
+        calls.append(len(calls))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return loss(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sidestep.pretraining._UNetTask, "loss", dying)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(stopped)
+    pretrain(stopped)
+    assert (stopped.out / unet).read_bytes() == (whole.out / unet).read_bytes()
+    assert (whole.out / unet).read_bytes() != (finished.out / unet).read_bytes()
+
+
+def encoded_again(caplog: pytest.LogCaptureFixture, config: PretrainConfig) -> bool:
+    caplog.clear()
+    caplog.set_level(logging.INFO)
+    pretrain(config)
+    return "encoding" in caplog.text
+
+
+def test_latents_are_kept_until_what_they_are_made_of_changes(
+    copied: PretrainConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = copied.out / "unet" / "latents.safetensors"
+    kept, steps = path.read_bytes(), len((copied.out / "unet" / "metrics.jsonl").read_text().splitlines())
+    before = load(copied.out / "prior").vae.config.scaling_factor
+    assert not encoded_again(caplog, copied)
+    assert path.read_bytes() == kept
+    assert len((copied.out / "unet" / "metrics.jsonl").read_text().splitlines()) == steps  # nothing was trained again
+    assert load(copied.out / "prior").vae.config.scaling_factor == before
+
+    longer = replace(copied, autoencoder=replace(copied.autoencoder, steps=8))
+    assert encoded_again(caplog, longer)
+    assert path.read_bytes() != kept
+    assert not encoded_again(caplog, longer)
+
+    more = replace(longer, data=tmp_path / "more")
+    shutil.copytree(longer.data, more.data)
+    extra = next(f"n{i}" for i in range(40) if model_split(f"n{i}") == "train")
+    picture(99).save(more.data / f"{extra}.png")
+    assert encoded_again(caplog, more)
+    assert len(load_file(path)["train"]) == len(OF_SPLIT["train"]) + 1
+
+
+def test_init_starts_from_a_finished_prior(finished: PretrainConfig, tmp_path: Path) -> None:
+    config = settings(finished.data, tmp_path / "run", init=str(finished.out / "prior"))
+    config.autoencoder.steps = config.unet.steps = 0
+    train(config, seed=7)
+    for part in ("vae", "unet"):
+        weights = f"{part}/diffusion_pytorch_model.safetensors"
+        assert (config.out / "prior" / weights).read_bytes() == (finished.out / "prior" / weights).read_bytes()
+    config = settings(finished.data, tmp_path / "more", init=str(finished.out / "prior"))
+    train(config)
+    assert load(config.out / "prior").fingerprint() != load(finished.out / "prior").fingerprint()
+
+
+def test_an_init_that_does_not_fit_is_refused(finished: PretrainConfig, tmp_path: Path) -> None:
+    init = str(finished.out / "prior")
+    config = settings(finished.data, tmp_path / "run", init=init)
+    with pytest.raises(SidestepError, match="has image_size 32, not 64; set image_size=32"):
+        pretrain(replace(config, image_size=64))
+    with pytest.raises(SidestepError, match=r"has unet\.prediction_type epsilon, not v_prediction"):
+        pretrain(replace(config, unet=replace(config.unet, prediction_type="v_prediction")))
+    with pytest.raises(SidestepError, match="absent"):
+        pretrain(replace(config, init=str(tmp_path / "absent")))
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    vae = AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, **blocks)
+    LatentPrior(vae, build_unet(config.unet, 16, 4), load(Path(init)).scheduler).save_pretrained(tmp_path / "kl")
+    with pytest.raises(SidestepError, match="AutoencoderKL and UNet2DModel"):
+        pretrain(replace(config, init=str(tmp_path / "kl")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_keeps_a_record(finished: PretrainConfig) -> None:
+    for part in ("autoencoder", "unet"):
+        lines = (finished.out / part / "metrics.jsonl").read_text().splitlines()
+        told = {key for line in lines for key in json.loads(line)}
+        assert {"autoencoder": "validation/psnr_mirrored", "unet": "validation/round_trip_psnr"}[part] in told
+        assert list((finished.out / part / "samples").glob("*.png"))
+        assert (finished.out / part / "config.yaml").exists()
