@@ -246,7 +246,8 @@ class _AutoencoderTask:
         target = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
         error = F.l1_loss(reconstruction, target) + F.mse_loss(reconstruction, target)
         # Edges outweigh colours in an error of pixels, so colours come last; averaged over a latent's cell they do not.
-        error = error + F.l1_loss(F.avg_pool2d(reconstruction, 8), F.avg_pool2d(target, 8))
+        cell = 2 ** (len(self.config.autoencoder.channels) - 1)
+        error = error + F.l1_loss(F.avg_pool2d(reconstruction, cell), F.avg_pool2d(target, cell))
         mean = latents.mean(dim=(0, 2, 3))
         deviation = latents.std(dim=(0, 2, 3))
         penalty = (mean**2 + deviation.clamp(min=1e-3).log() ** 2).mean()
