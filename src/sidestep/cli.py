@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from sidestep.errors import SidestepError
@@ -158,6 +159,9 @@ def view(
     from sidestep.pipeline import DEFAULT_FOV, NovelViewPipeline
 
     check_output(out)
+    beside = out.with_name(f"{out.stem}-coarse{out.suffix}") if coarse else None
+    if beside is not None:
+        check_output(beside)
     if cameras is not None and (trajectory is not None or yaw is not None or pitch is not None):
         raise SidestepError("--cameras says where to look from; leave --trajectory, --yaw and --pitch out")
     image = load_image(photo)
@@ -198,8 +202,7 @@ def view(
         )
     save_views(out, views.images, views.cameras, fps)
     written = [str(out)]
-    if coarse:
-        beside = out.with_name(f"{out.stem}-coarse{out.suffix}")
+    if beside is not None:
         save_views(beside, views.coarse, views.cameras, fps)
         written.append(str(beside))
     _report({"written": written, "fusion": views.fusion}, as_json)
@@ -333,7 +336,7 @@ def main() -> None:
     try:
         app()
     except SidestepError as error:
-        console.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
