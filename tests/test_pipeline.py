@@ -1,6 +1,7 @@
 """The pipeline on a random miniature prior and TUNet: what reaches the pictures, worlds, saving, refusals."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import sidestep.devices
 import sidestep.pipeline
 from sidestep.cameras import Camera
 from sidestep.errors import SidestepError
-from sidestep.fusion import FusionSettings, choose
-from sidestep.images import resize_and_crop, to_tensor
+from sidestep.fusion import FusionSettings, choose, variance_fusion
+from sidestep.images import resize_and_crop, to_image, to_tensor
+from sidestep.inversion import inversion_grid, invert, sample
 from sidestep.pipeline import NovelViewPipeline, Views
 from sidestep.prior import LatentPrior
 from sidestep.trajectories import orbit, step_aside
@@ -179,6 +181,21 @@ def test_the_photo_is_encoded_and_inverted_once(
     assert encoded == [1]
     assert batches[:alone] == [1] * alone
     assert set(batches[alone:]) == {4}
+
+
+def test_a_view_is_encode_invert_translate_fuse_sample_decode(pipe: NovelViewPipeline, photo: Image.Image) -> None:
+    """With a TUNet that gives its input back, all the rest can be done by hand."""
+    hook = pipe.tunet.register_forward_hook(lambda module, inputs, output: inputs[0])
+    try:
+        views = run(pipe, photo, steps=INVERSION_STEPS)
+    finally:
+        hook.remove()
+    prior, grid = pipe.prior, inversion_grid(600, INVERSION_STEPS)
+    inverted = invert(prior, prior.encode(to_tensor(resize_and_crop(photo, SIZE))[None]), grid)
+    start = variance_fusion(prior, inverted.mean, inverted.noise, 600)
+    assert_same(views.images, [to_image(prior.decode(sample(prior, start, grid))[0])])
+    a_star = float(prior.alphas_cumprod[600])
+    assert_same(views.coarse, [to_image(prior.decode(inverted.mean / math.sqrt(a_star))[0])])
 
 
 @pytest.mark.parametrize("size", [(40, 20), (20, 40), (16, 16), (61, 33)])
