@@ -48,6 +48,7 @@ class AutoencoderConfig(LoopConfig):
         crop: side of the square crops that it is trained on, in pixels.
         latent_noise: largest deviation of the noise put on the latents before decoding, because the latents that
             the decoder will be given are never exact.
+        colour_weight: of the error in hue, averaged over a latent's cell.
         latent_weight: of the penalty that draws each latent channel towards mean 0 and deviation 1.
     """
 
@@ -64,6 +65,7 @@ class AutoencoderConfig(LoopConfig):
     decoder_layers: tuple[int, ...] = (0, 2, 2, 3)
     latent_noise: float = 0.1
     latent_weight: float = 0.02
+    colour_weight: float = 4.0
 
 
 @settings
@@ -245,9 +247,11 @@ class _AutoencoderTask:
         reconstruction, latents = reconstruction.float(), latents.float()
         target = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
         error = F.l1_loss(reconstruction, target) + F.mse_loss(reconstruction, target)
-        # Edges outweigh colours in an error of pixels, so colours come last; averaged over a latent's cell they do not.
-        cell = 2 ** (len(self.config.autoencoder.channels) - 1)
-        error = error + F.l1_loss(F.avg_pool2d(reconstruction, cell), F.avg_pool2d(target, cell))
+        # Edges outweigh hues in an error of pixels, so that an axis of colour can stay unlearned: hues count on their
+        # own, averaged over a latent's cell.
+        hues = F.avg_pool2d(reconstruction - target, 2 ** (len(self.config.autoencoder.channels) - 1))
+        hues = hues - hues.mean(dim=1, keepdim=True)
+        error = error + self.config.autoencoder.colour_weight * hues.abs().mean()
         mean = latents.mean(dim=(0, 2, 3))
         deviation = latents.std(dim=(0, 2, 3))
         penalty = (mean**2 + deviation.clamp(min=1e-3).log() ** 2).mean()
