@@ -282,6 +282,8 @@ def _targets(
     if trajectory is None:
         return [step_aside(source, yaw or 0.0, pitch or 0.0, elevation=elevation)]
     if trajectory is Trajectory.dolly:
+        if yaw is not None or pitch is not None:
+            raise SidestepError("a dolly moves straight towards the subject; leave --yaw and --pitch out")
         return dolly(source, frames)
     if trajectory is Trajectory.spiral:
         return spiral(
