@@ -7,10 +7,9 @@ import json
 import logging
 import sys
 import warnings
-from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -27,52 +26,6 @@ app = typer.Typer(name="sidestep", no_args_is_help=True, pretty_exceptions_enabl
 console = Console(stderr=True)
 
 
-class Trajectory(StrEnum):
-    """Presets of `sidestep view --trajectory`."""
-
-    orbit = "orbit"
-    dolly = "dolly"
-    spiral = "spiral"
-
-
-class FusionChoice(StrEnum):
-    """Ways to put noise back."""
-
-    auto = "auto"
-    variance = "variance"
-    addition = "addition"
-
-
-class NoiseChoice(StrEnum):
-    """Readings of the noise that strategy A starts from."""
-
-    reference = "reference"
-    late = "late"
-    gaussian = "gaussian"
-
-
-class LatentChoice(StrEnum):
-    """Readings of the latent that strategy B adds."""
-
-    late = "late"
-    t_star = "t_star"
-
-
-class ScaleChoice(StrEnum):
-    """Readings of the factor of the added noise."""
-
-    algebra = "algebra"
-    paper = "paper"
-    scripts = "scripts"
-
-
-class TimestepChoice(StrEnum):
-    """Where an inversion step asks the network."""
-
-    next = "next"
-    current = "current"
-
-
 def _version(wanted: bool) -> None:
     if wanted:
         print(metadata.version("sidestep"))
@@ -84,6 +37,7 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace the file's.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Trajectory = Literal["orbit", "dolly", "spiral"]
 READINGS = "Readings that the paper leaves open"
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps; the best one present by default.")]
 
@@ -126,21 +80,24 @@ def view(
         typer.Option(help="Degrees by which the photo looks down (default: the training captures' median)."),
     ] = None,
     category: Annotated[str | None, typer.Option(help="What the photo shows, if the model knows it.")] = None,
-    fusion: Annotated[FusionChoice, typer.Option(help="How noise is put back.")] = FusionChoice.auto,
+    fusion: Annotated[Literal["auto", "variance", "addition"], typer.Option(help="How noise is put back.")] = "auto",
     coarse: Annotated[bool, typer.Option("--coarse", help="Write the coarse predictions too, as OUT-coarse.")] = False,
     prompt: Annotated[str | None, typer.Option(help="Guides the sampling, where the prior reads text.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What to guide away from.")] = None,
     guidance: Annotated[float, typer.Option(help="Strength of the prompt.")] = 3.5,
     steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 30,
     noise: Annotated[
-        NoiseChoice, typer.Option(help="The noise that variance fusion starts from.", rich_help_panel=READINGS)
-    ] = NoiseChoice.reference,
+        Literal["reference", "late", "gaussian"],
+        typer.Option(help="The noise that variance fusion starts from.", rich_help_panel=READINGS),
+    ] = "reference",
     latent: Annotated[
-        LatentChoice, typer.Option(help="The inverted photo that direct addition adds.", rich_help_panel=READINGS)
-    ] = LatentChoice.late,
+        Literal["late", "t_star"],
+        typer.Option(help="The inverted photo that direct addition adds.", rich_help_panel=READINGS),
+    ] = "late",
     noise_scale: Annotated[
-        ScaleChoice, typer.Option(help="The factor of the added noise.", rich_help_panel=READINGS)
-    ] = ScaleChoice.algebra,
+        Literal["algebra", "paper", "scripts"],
+        typer.Option(help="The factor of the added noise.", rich_help_panel=READINGS),
+    ] = "algebra",
     sample_from: Annotated[
         int | None, typer.Option(help="Timestep that sampling starts from (default: t*).", rich_help_panel=READINGS)
     ] = None,
@@ -190,13 +147,13 @@ def view(
             targets,
             source,
             category,
-            fusion.value,
+            fusion,
             prompt,
             steps,
             seed,
             negative_prompt=negative_prompt,
             guidance=guidance,
-            settings=FusionSettings(noise_scale.value, noise.value, latent.value, sample_from),
+            settings=FusionSettings(noise_scale, noise, latent, sample_from),
             scale=scale,
             progress=show,
         )
@@ -217,7 +174,7 @@ def encode(
         int | None, typer.Option(help="Timestep to invert to (default: as noisy as Stable Diffusion's 600).")
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the inversion.")] = 30,
-    timestep: Annotated[TimestepChoice, typer.Option(help="Where a step asks the network.")] = TimestepChoice.next,
+    timestep: Annotated[Literal["next", "current"], typer.Option(help="Where a step asks the network.")] = "next",
     batch_size: Annotated[int, typer.Option(min=1, help="Frames inverted together.")] = 16,
     scenes_per_shard: Annotated[int, typer.Option(min=1, help="Scenes in one file of the store.")] = 8,
     device: Device = None,
@@ -232,7 +189,7 @@ def encode(
 
     scenes = read_captures(data)
     loaded = LatentPrior.from_pretrained(model_folder(prior), device)
-    settings = InversionSettings(loaded.default_t_star() if t_star is None else t_star, steps, timestep.value)
+    settings = InversionSettings(loaded.default_t_star() if t_star is None else t_star, steps, timestep)
     with _progress() as progress:
         bar = progress.add_task("frames", total=None)
         store = encode_captures(
@@ -281,11 +238,11 @@ def _targets(
 
     if trajectory is None:
         return [step_aside(source, yaw or 0.0, pitch or 0.0, elevation=elevation)]
-    if trajectory is Trajectory.dolly:
+    if trajectory == "dolly":
         if yaw is not None or pitch is not None:
             raise SidestepError("a dolly moves straight towards the subject; leave --yaw and --pitch out")
         return dolly(source, frames)
-    if trajectory is Trajectory.spiral:
+    if trajectory == "spiral":
         return spiral(
             source,
             frames,
