@@ -46,6 +46,8 @@ class TrainConfig(LoopConfig):
         size: "paper" or "small".
         tunet: arguments of TUNet that replace the size's, such as `{conditioning: concat}`.
         pairs: "paper": frames 1-10 with frames 15-25, or "any": any two frames, either as the reference.
+        max_gap: of `any` pairs, how many frames apart they are at most; 0: no limit. Near pairs teach what the camera
+            does much sooner than far ones, of which little is alike.
         mirror: show half of the pairs mirrored, with their cameras.
         category_dropout: share of the samples whose category is hidden, so that TUNet can do without one.
         split: which scenes train: "model", "paper-3class", "paper-167class", or a split's JSON file.
@@ -62,6 +64,7 @@ class TrainConfig(LoopConfig):
     size: Literal["paper", "small"] = "paper"
     tunet: dict[str, Any] = field(default_factory=dict)
     pairs: Literal["paper", "any"] = "paper"
+    max_gap: int = 0
     mirror: bool = False
     category_dropout: float = 0.1
     split: str = "model"
@@ -79,6 +82,8 @@ def train(config: TrainConfig) -> Path:
     store = LatentStore(config.latents)
     if (config.steps > 0) == (config.epochs > 0):
         raise SidestepError("give either steps=N or epochs=N, the length of the run")
+    if config.max_gap < 0:
+        raise SidestepError(f"max_gap is {config.max_gap}; give a number of frames, or 0 for no limit")
     task = _TUNetTask(store, config)
     loop = config
     if config.epochs:
@@ -214,7 +219,7 @@ class _TUNetTask:
     def _pairs(self, scene: StoredScene, rng: np.random.Generator) -> list[tuple[int, int]]:
         if self.config.pairs == "paper":
             return paper_pairs(len(scene.frames), rng)
-        return any_pairs(len(scene.frames), PAIRS_PER_SCENE, rng)
+        return any_pairs(len(scene.frames), PAIRS_PER_SCENE, rng, self.config.max_gap or None)
 
     def _epoch(self, epoch: int) -> list[tuple[int, int, int]]:
         """All (scene, reference, target) of an epoch, shuffled."""

@@ -89,3 +89,9 @@ def test_file_that_is_no_pair_list_is_refused(tmp_path, text):
     (tmp_path / "pairs.json").write_text(text)
     with pytest.raises(SidestepError, match=r"pairs\.json"):
         read_pairs(tmp_path / "pairs.json")
+
+
+def test_any_pairs_stay_within_the_gap_and_reach_all_of_it() -> None:
+    pairs = any_pairs(12, 4000, np.random.default_rng(0), max_gap=3)
+    assert {target - reference for reference, target in pairs} == {-3, -2, -1, 1, 2, 3}
+    assert {reference for reference, _ in pairs} == {target for _, target in pairs} == set(range(12))

@@ -38,13 +38,22 @@ def paper_pairs(n_frames: int, rng: np.random.Generator) -> list[tuple[int, int]
     return [(i, half + i + 5) for i in range(half) if half + i + 5 < n_frames]
 
 
-def any_pairs(n_frames: int, count: int, rng: np.random.Generator) -> list[tuple[int, int]]:
-    """`count` pairs of two different frames, all ordered pairs equally likely; none of fewer than two frames."""
+def any_pairs(
+    n_frames: int, count: int, rng: np.random.Generator, max_gap: int | None = None
+) -> list[tuple[int, int]]:
+    """`count` pairs of two different frames, at most `max_gap` apart; none of fewer than two frames.
+
+    Every frame is the reference equally often, and every frame near enough to it is the target equally often.
+    """
     if n_frames < 2:
         return []
-    references = rng.integers(n_frames, size=count)
-    targets = (references + rng.integers(1, n_frames, size=count)) % n_frames
-    return list(zip(references.tolist(), targets.tolist(), strict=True))
+    gap = n_frames - 1 if max_gap is None else max_gap
+    pairs = []
+    for reference in rng.integers(n_frames, size=count).tolist():
+        low, high = max(0, reference - gap), min(n_frames - 1, reference + gap)
+        target = int(rng.integers(low, high))  # one place less, for the reference itself
+        pairs.append((reference, target + (target >= reference)))
+    return pairs
 
 
 def evaluation_pairs(scenes: Sequence[Scene], seed: int, per_scene: int = 1) -> list[Pair]:
