@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -335,3 +336,33 @@ def test_too_few_cameras_are_refused() -> None:
 def test_arguments_that_do_not_fit_are_refused(changes: dict[str, Any], fault: str) -> None:
     with pytest.raises(SidestepError, match=fault):
         build(**changes)
+
+
+def test_geometric_attention_starts_where_each_ray_is_seen_from_the_reference() -> None:
+    """A target token attends, in the reference, to about where the point at its ray's own depth projects."""
+    tunet = TUNet(**{**TUNet.SMALL, "block_out_channels": (32, 64, 64), "cross_attention_dim": 192})
+    attention = tunet.ups[1].transformers[0].cross_attention
+    rows, heads = 16, attention.heads
+    reference = Camera.from_fov(45.0, 64, 64)
+    target = step_aside(reference, 15.0, 5.0, elevation=20.0)
+    origins, directions = (x.flatten(0, 1) for x in target.rays(rows, rows))
+    rays = torch.cat([origins, directions], dim=1)
+    seen_from = torch.cat([x.flatten(0, 1) for x in reference.rays(rows, rows)], dim=1)
+    query = (rays @ attention.w_q.weight[:, :6].T).unflatten(1, (heads, -1)).transpose(0, 1)
+    key = (seen_from @ attention.w_k.weight[:, :6].T).unflatten(1, (heads, -1)).transpose(0, 1)
+    weights = (query @ key.mT / math.sqrt(query.shape[-1])).softmax(-1)  # (heads, N, N)
+    centres = torch.stack(torch.meshgrid(*[torch.arange(rows) + 0.5] * 2, indexing="xy"), dim=-1).flatten(0, 1)
+    for head, depth in enumerate((1 / 1.2, 1.0, 1.2)):
+        pixels, _ = reference.resize(rows, rows).project(origins + depth * directions)
+        inside = ((pixels > 2) & (pixels < rows - 2)).all(1)
+        assert inside.sum() > 80
+        error = (weights[head] @ centres - pixels)[inside].norm(dim=1)
+        assert float(error.detach().max()) < 0.5  # tokens
+
+
+def test_geometric_attention_survives_saving(tmp_path: Path) -> None:
+    tunet = TUNet(**{**TINY, "attention_init": "geometric"})
+    tunet.save_pretrained(tmp_path)
+    loaded = TUNet.from_pretrained(tmp_path)
+    for name, weight in tunet.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], weight), name

@@ -27,6 +27,10 @@ from sidestep.cameras import Camera
 from sidestep.errors import SidestepError
 
 RAY = 6  # origin and direction
+# Where the cross-attention starts looking, with `attention_init="geometric"`.
+FIELD_OF_VIEW = 0.8  # radians, of a common lens, across the shorter side
+SPREAD = 0.6  # deviation of the attention about the ray, in tokens: about four tokens share it
+DEEPEST = 1.2  # the heads' depths reach from 1 / 1.2 to 1.2
 
 
 class ViewTokens(NamedTuple):
@@ -104,6 +108,26 @@ class CrossAttention(nn.Module):
         self.w_k = nn.Linear(RAY + patch_channels, inner_dim, bias=False)
         self.w_v = nn.Linear(patch_channels, inner_dim, bias=False)
         self.to_out = nn.Linear(inner_dim, channels)
+
+    @torch.no_grad()
+    def look_along_rays(self, rows: int) -> None:
+        """Starts W_Q and W_K so that each target token attends to where its ray is seen from the reference.
+
+        At depth z the target's ray (o, d) passes o + z d, which the reference, at its own origin, sees in that
+        direction: the logit is (o + z d) · d_ref, bilinear in the rays, times a sharpness that lets a few tokens of a
+        grid of `rows` rows through. From small random weights Adam would need tens of thousands of steps to grow it.
+        Each head starts at a depth of its own about the subject's, which is 1.
+        """
+        if self.w_q.weight.is_meta:  # no values: they are about to be loaded
+            return
+        head_dim = self.w_q.out_features // self.heads
+        sharpness = (rows / (SPREAD * FIELD_OF_VIEW)) ** 2  # exp(sharpness cos x) is a Gaussian about the ray
+        size = math.sqrt(sharpness * math.sqrt(head_dim))  # eq. 2 divides by sqrt(d)
+        for head, depth in enumerate(torch.linspace(-1, 1, self.heads).mul(math.log(DEEPEST)).exp().tolist()):
+            axes = size * nn.init.orthogonal_(torch.empty(head_dim, 3, device=self.w_q.weight.device))
+            own = slice(head * head_dim, (head + 1) * head_dim)
+            self.w_q.weight[own, :RAY] = torch.cat([axes, depth * axes], dim=1)
+            self.w_k.weight[own, :RAY] = torch.cat([torch.zeros_like(axes), axes], dim=1)
 
     def forward(self, f: Tensor, view: ViewTokens) -> Tensor:
         query = self.w_q(torch.cat([view.target_rays, self.norm(f)], dim=-1))  # eq. 2: Q = W_Q [r_tar ‖ f_tar]
@@ -204,6 +228,7 @@ class TUNet(ModelMixin, ConfigMixin):
         conditioning: "blocks": the embeddings enter every residual block. "concat" (the paper's ablation): e_C and e_c
             are joined to the input as extra channels; the blocks have no embedding, and t, being fixed, has none.
         cross_attention: False for the paper's ablation "no cross-attention".
+        attention_init: "random" as the paper leaves it, or "geometric": see `CrossAttention.look_along_rays`.
         normalise: divide the input by sqrt(alpha_star) and multiply the output back, so that the network sees what
             the mean estimates, clean latents at the prior's own scale.
         t_star, alpha_star: the timestep the means were inverted to and the prior's alphas_cumprod there (SD 1.5's).
@@ -221,7 +246,12 @@ class TUNet(ModelMixin, ConfigMixin):
     )
     # For 32 x 32 latents on a CPU: token grids of 16 x 16 and 8 x 8, as fine as the paper's.
     SMALL: ClassVar[dict[str, Any]] = dict(
-        in_channels=4, sample_size=32, block_out_channels=(64, 128, 192), cross_attention_dim=256, time_embed_dim=256
+        in_channels=4,
+        sample_size=32,
+        block_out_channels=(64, 128, 192),
+        cross_attention_dim=256,
+        time_embed_dim=256,
+        attention_init="geometric",
     )
 
     @register_to_config
@@ -243,6 +273,7 @@ class TUNet(ModelMixin, ConfigMixin):
         norm_groups: int = 32,
         conditioning: Literal["blocks", "concat"] = "blocks",
         cross_attention: bool = True,
+        attention_init: Literal["random", "geometric"] = "random",
         normalise: bool = True,
         alpha_star: float = 0.1608,
         t_star: int = 600,
@@ -264,6 +295,8 @@ class TUNet(ModelMixin, ConfigMixin):
             f"attention widths {attended} do not split into heads of {head_dim}": any(d % head_dim for d in attended),
             f"{len(categories)} names for {num_categories} categories": len(categories) not in (0, num_categories),
             f"conditioning {conditioning!r} is not 'blocks' or 'concat'": conditioning not in ("blocks", "concat"),
+            f"attention_init {attention_init!r} is not 'random' or 'geometric'": attention_init
+            not in ("random", "geometric"),
             f"alpha_star {alpha_star} is not in (0, 1]": not 0 < alpha_star <= 1,
         }.items():
             if found:
@@ -284,7 +317,10 @@ class TUNet(ModelMixin, ConfigMixin):
             return ResBlock(d_in, d_out, embedding_dim, time_embed_dim, norm_groups)
 
         def transformer(level: int) -> TransformerBlock:
-            return TransformerBlock(channels[level], in_channels * 4**level, inner_dim, head_dim, norm_groups)
+            block = TransformerBlock(channels[level], in_channels * 4**level, inner_dim, head_dim, norm_groups)
+            if inner_dim and attention_init == "geometric":
+                block.cross_attention.look_along_rays(sample_size // 2**level)
+            return block
 
         self.conv_in = nn.Conv2d(in_channels + joined, channels[0], 3, padding=1)
         self.downs = nn.ModuleList()
