@@ -130,8 +130,11 @@ class CrossAttention(nn.Module):
             self.w_k.weight[own, :RAY] = torch.cat([torch.zeros_like(axes), axes], dim=1)
 
     def forward(self, f: Tensor, view: ViewTokens) -> Tensor:
-        query = self.w_q(torch.cat([view.target_rays, self.norm(f)], dim=-1))  # eq. 2: Q = W_Q [r_tar ‖ f_tar]
-        key = self.w_k(torch.cat([view.reference_rays, view.reference_mean], dim=-1))  # K = W_K [r_ref ‖ z_ref,mu]
+        with torch.autocast(f.device.type, enabled=False):  # neighbouring rays differ too little for half precision
+            features = self.norm(f).to(view.target_rays)
+            query = self.w_q(torch.cat([view.target_rays, features], dim=-1))  # eq. 2: Q = W_Q [r_tar ‖ f_tar]
+            key = self.w_k(torch.cat([view.reference_rays, view.reference_mean], dim=-1))  # K = W_K [r_ref ‖ z_ref,mu]
+            key = key - key.mean(dim=1, keepdim=True)  # softmax does not see it, and half precision keeps the rest
         value = self.w_v(view.reference_mean)  # V = W_V z_ref,mu
         return f + self.to_out(attend(query, key, value, self.heads))  # f'_tar = f_tar + Attn(Q, K, V)
 
@@ -195,15 +198,28 @@ class Mid(nn.Module):
 
 
 class Up(nn.Module):
-    """Up_i: one level of the decoder. `skips` are the encoder's features, one a residual block, lowest first."""
+    """Up_i: one level of the decoder. `skips` are the encoder's features, one a residual block, lowest first.
 
-    def __init__(self, res_blocks: list[ResBlock], transformers: list[TransformerBlock], channels: int, last: bool):
+    A level without transformer blocks may have one cross-attention, `entry`, before its residual blocks.
+    """
+
+    def __init__(
+        self,
+        res_blocks: list[ResBlock],
+        transformers: list[TransformerBlock],
+        channels: int,
+        last: bool,
+        entry: CrossAttention | None = None,
+    ) -> None:
         super().__init__()
+        self.entry = entry
         self.res_blocks = nn.ModuleList(res_blocks)
         self.transformers = nn.ModuleList(transformers)
         self.upsample = None if last else nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, f: Tensor, skips: list[Tensor], embedding: Tensor | None, view: ViewTokens | None) -> Tensor:
+        if self.entry is not None and view is not None:
+            f = to_map(self.entry(to_tokens(f), view), f)
         for index, (res_block, skip) in enumerate(zip(self.res_blocks, skips, strict=True)):
             f = res_block(torch.cat([f, skip], dim=1), embedding)
             if self.transformers:
@@ -228,6 +244,8 @@ class TUNet(ModelMixin, ConfigMixin):
         conditioning: "blocks": the embeddings enter every residual block. "concat" (the paper's ablation): e_C and e_c
             are joined to the input as extra channels; the blocks have no embedding, and t, being fixed, has none.
         cross_attention: False for the paper's ablation "no cross-attention".
+        finest_attention: one more cross-attention at the latent's own resolution, before the last level's residual
+            blocks. What it brings over from the reference needs no unpacking of patches, so it is learned first.
         attention_init: "random" as the paper leaves it, or "geometric": see `CrossAttention.look_along_rays`.
         normalise: divide the input by sqrt(alpha_star) and multiply the output back, so that the network sees what
             the mean estimates, clean latents at the prior's own scale.
@@ -249,6 +267,7 @@ class TUNet(ModelMixin, ConfigMixin):
         in_channels=4,
         sample_size=32,
         block_out_channels=(64, 128, 192),
+        finest_attention=True,
         cross_attention_dim=256,
         time_embed_dim=256,
         attention_init="geometric",
@@ -273,6 +292,7 @@ class TUNet(ModelMixin, ConfigMixin):
         norm_groups: int = 32,
         conditioning: Literal["blocks", "concat"] = "blocks",
         cross_attention: bool = True,
+        finest_attention: bool = False,
         attention_init: Literal["random", "geometric"] = "random",
         normalise: bool = True,
         alpha_star: float = 0.1608,
@@ -316,10 +336,15 @@ class TUNet(ModelMixin, ConfigMixin):
         def res_block(d_in: int, d_out: int, embedding_dim: int = one_camera) -> ResBlock:
             return ResBlock(d_in, d_out, embedding_dim, time_embed_dim, norm_groups)
 
+        def started(attention: CrossAttention, level: int) -> CrossAttention:
+            if attention_init == "geometric":
+                attention.look_along_rays(sample_size // 2**level)
+            return attention
+
         def transformer(level: int) -> TransformerBlock:
             block = TransformerBlock(channels[level], in_channels * 4**level, inner_dim, head_dim, norm_groups)
-            if inner_dim and attention_init == "geometric":
-                block.cross_attention.look_along_rays(sample_size // 2**level)
+            if inner_dim:
+                started(block.cross_attention, level)
             return block
 
         self.conv_in = nn.Conv2d(in_channels + joined, channels[0], 3, padding=1)
@@ -337,8 +362,11 @@ class TUNet(ModelMixin, ConfigMixin):
         for level, d in reversed(list(enumerate(channels))):
             res_blocks = [res_block((d if layer else width) + skip_widths.pop(), d) for layer in range(up_layers)]
             transformers = [transformer(level) for _ in range(up_layers)] if level >= levels - attention_levels else []
+            entry = None
+            if level == 0 and finest_attention and inner_dim and not transformers:
+                entry = started(CrossAttention(width, in_channels, inner_dim, head_dim), level)
             width = d
-            self.ups.append(Up(res_blocks, transformers, d, level == 0))
+            self.ups.append(Up(res_blocks, transformers, d, level == 0, entry))
         self.norm_out = nn.GroupNorm(norm_groups, width)
         self.conv_out = nn.Conv2d(width, in_channels, 3, padding=1)
         self.gradient_checkpointing = False
@@ -417,7 +445,8 @@ class TUNet(ModelMixin, ConfigMixin):
         if not self.config.cross_attention:
             return {}
         levels, views = len(self.downs), {}
-        for level in range(levels - max(self.config.attention_levels, 1), levels):
+        attending = set(range(levels - max(self.config.attention_levels, 1), levels))
+        for level in sorted(attending | ({0} if self.config.finest_attention else set())):
             patches = F.pixel_unshuffle(z, 2**level)  # one patch a token, so that token grid and ray grid agree
             rows, columns = patches.shape[2:]
             with torch.autocast(z.device.type, enabled=False):
