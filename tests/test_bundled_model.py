@@ -31,7 +31,7 @@ def test_it_was_not_trained_on_the_scenes_that_test_it() -> None:
 
 @pytest.mark.parametrize("name", sorted(SCENES))
 def test_turning_the_camera_turns_the_coarse_picture_the_right_way(pipe: NovelViewPipeline, name: str) -> None:
-    """The true frame to the left is nearer to the coarse view of its own camera than to the other's; so to the right."""
+    """The true frames to the left and right are each nearer to their own camera's coarse view than to the other's."""
     scene = SCENES[name]
     middle, targets = scene.frames[12], [scene.frames[6], scene.frames[18]]
     cameras = Camera.stack([frame.camera for frame in scene.frames])
