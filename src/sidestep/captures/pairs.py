@@ -38,9 +38,7 @@ def paper_pairs(n_frames: int, rng: np.random.Generator) -> list[tuple[int, int]
     return [(i, half + i + 5) for i in range(half) if half + i + 5 < n_frames]
 
 
-def any_pairs(
-    n_frames: int, count: int, rng: np.random.Generator, max_gap: int | None = None
-) -> list[tuple[int, int]]:
+def any_pairs(n_frames: int, count: int, rng: np.random.Generator, max_gap: int | None = None) -> list[tuple[int, int]]:
     """`count` pairs of two different frames, at most `max_gap` apart; none of fewer than two frames.
 
     Every frame is the reference equally often, and every frame near enough to it is the target equally often.
