@@ -21,6 +21,7 @@ from sidestep.errors import SidestepError
 
 if TYPE_CHECKING:
     from sidestep.cameras import Camera
+    from sidestep.captures import Frame
 
 app = typer.Typer(name="sidestep", no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console(stderr=True)
@@ -127,9 +128,9 @@ def view(
     source, targets = Camera.from_fov(fov, *image.size), None
     scale: float | None = 1.0
     if cameras is not None:
-        source_given, targets = _targets_from_file(cameras, photo.name)
-        if source_given is not None:
-            source, scale = source_given, None
+        own, targets = _targets_from_file(cameras, photo)
+        if own is not None:
+            image, source, scale = own.load(), own.camera, None
     pipe = NovelViewPipeline.from_pretrained(model, prior=prior, device=device)
     if targets is None:
         looks_down = pipe.tunet.config.elevation if elevation is None else elevation
@@ -254,19 +255,15 @@ def _targets(
     return orbit(source, frames, yaw=(-side, side), pitch=(height, height), elevation=elevation)
 
 
-def _targets_from_file(path: Path, photo: str) -> "tuple[Camera | None, list[Camera]]":
-    """The photo's own camera, if the file has one of its name, and the others."""
-    from sidestep.captures.transforms import read_named_cameras
+def _targets_from_file(path: Path, photo: Path) -> "tuple[Frame | None, list[Camera]]":
+    """The photo as a frame of the file, lens distortion and all, if the file lists it, and the other cameras."""
+    from sidestep.captures.transforms import frame_of_photo, read_named_cameras
 
-    named = read_named_cameras(path)
-    own = [index for index, (name, _) in enumerate(named) if Path(name).name == photo]
-    if len(own) > 1:
-        raise SidestepError(f"{path}: lists {len(own)} photos named {photo}; rename the photo so that one is meant")
-    source = named[own[0]][1] if own else None
-    targets = [camera for index, (_, camera) in enumerate(named) if index not in own]
+    own = frame_of_photo(path, photo)
+    targets = [camera for name, camera in read_named_cameras(path) if Path(name).name != photo.name]
     if not targets:
         raise SidestepError(f"{path}: no camera beside the photo's own; add the target cameras as frames")
-    return source, targets
+    return own, targets
 
 
 def _progress() -> Progress:

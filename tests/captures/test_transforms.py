@@ -9,7 +9,7 @@ from PIL import Image
 
 from sidestep.cameras import Camera
 from sidestep.captures.colmap import read_colmap
-from sidestep.captures.transforms import read_cameras, read_transforms, write_transforms
+from sidestep.captures.transforms import frame_of_photo, read_cameras, read_transforms, write_transforms
 from sidestep.errors import SidestepError
 
 FOX = Path(__file__).parents[3] / "shared" / "data" / "fox"
@@ -207,3 +207,24 @@ def test_fox_of_instant_ngp():
     scene = read_transforms(FOX)
     assert (len(scene.frames), len(scene.missing)) == (50, 17)
     assert scene.frames[0].load().size == (1080, 1920)
+
+
+def test_a_photo_that_the_file_lists_loses_its_lens_distortion_wherever_it_lies(tmp_path: Path) -> None:
+    stripes = np.zeros((60, 80, 3), dtype=np.uint8)
+    stripes[:, ::8] = 255
+    photo = tmp_path / "elsewhere" / "b.png"
+    photo.parent.mkdir()
+    Image.fromarray(stripes).save(photo)
+    pose = np.eye(4).tolist()
+    lens = {"w": 80, "h": 60, "fl_x": 60.0, "fl_y": 60.0, "cx": 40.0, "cy": 30.0, "k1": 0.3}
+    frames = [{"file_path": f"images/{name}.png", "transform_matrix": pose} for name in "ab"]
+    file = tmp_path / "transforms.json"
+    file.write_text(json.dumps({**lens, "frames": frames}))
+    frame = frame_of_photo(file, photo)
+    assert frame is not None
+    assert frame.load().size == (80, 60)
+    assert np.abs(np.asarray(frame.load(), dtype=int) - stripes).mean() > 10
+    assert frame_of_photo(file, photo.with_name("c.png")) is None
+    file.write_text(json.dumps({**lens, "frames": [*frames, {"file_path": "old/b.png", "transform_matrix": pose}]}))
+    with pytest.raises(SidestepError, match=r"transforms.json: lists 2 photos named b.png"):
+        frame_of_photo(file, photo)

@@ -51,14 +51,34 @@ def read_transforms(path: str | Path, category: str | None = None) -> Scene:
             continue
         if name in frames:
             raise SidestepError(f"{path}: frame {name} is listed twice; keep one of them")
-        width, height, orientation = stored_size(photo)
-        shown = (height, width) if orientation >= 5 else (width, height)
-        lens = _lens(path, name, {**data, **entry}, shown)
-        frames[name] = make_frame(name, photo, lens, _world_to_camera(path, name, entry), path)
+        frames[name] = _frame(path, data, entry, name, photo)
     if not frames:
         raise SidestepError(f"{path}: none of its {len(missing)} photos are there; put them beside it as it lists them")
     ordered = tuple(frames[name] for name in sorted(frames))
     return Scene(path.resolve().parent.name, category, ordered, None, tuple(sorted(missing)))
+
+
+def frame_of_photo(path: str | Path, photo: Path) -> Frame | None:
+    """The frame that a transforms.json lists under the photo's file name, or None; the photo may lie anywhere.
+
+    Raises:
+        SidestepError: as `read_transforms`, or if several frames have that file name.
+    """
+    path = transforms_file(path)
+    data = _load(path)
+    own = [entry for entry in data["frames"] if Path(str(entry.get("file_path", ""))).name == photo.name]
+    if len(own) > 1:
+        raise SidestepError(
+            f"{path}: lists {len(own)} photos named {photo.name}; rename the photo so that one is meant"
+        )
+    return _frame(path, data, own[0], photo.name, photo) if own else None
+
+
+def _frame(path: Path, data: dict[str, Any], entry: dict[str, Any], name: str, photo: Path) -> Frame:
+    width, height, orientation = stored_size(photo)
+    shown = (height, width) if orientation >= 5 else (width, height)
+    lens = _lens(path, name, {**data, **entry}, shown)
+    return make_frame(name, photo, lens, _world_to_camera(path, name, entry), path)
 
 
 def read_cameras(path: str | Path) -> list[Camera]:
