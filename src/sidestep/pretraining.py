@@ -262,12 +262,14 @@ class _AutoencoderTask:
     @torch.no_grad()
     def validate(self, model: torch.nn.Module) -> tuple[dict[str, float], Image.Image]:
         images = _load_batch(self.held_out, self.config.image_size).to(next(model.parameters()).device)
-        with autocast(images.device):
-            result = torch.cat([model(chunk)[0].float() for chunk in images.split(4)])
-            flips = [torch.ones(len(chunk), dtype=torch.bool, device=images.device) for chunk in images.split(4)]
-            mirrored = torch.cat(
-                [model(chunk, mirrored=flip)[0].float() for chunk, flip in zip(images.split(4), flips, strict=True)]
-            )
+
+        def reconstruct(flip: bool) -> Tensor:
+            with autocast(images.device):
+                chosen = [torch.full((len(chunk),), flip, device=images.device) for chunk in images.split(4)]
+                parts = zip(images.split(4), chosen, strict=True)
+                return torch.cat([model(chunk, mirrored=mirrored)[0].float() for chunk, mirrored in parts])
+
+        result, mirrored = reconstruct(False), reconstruct(True)
         figures = {
             "psnr": float(_psnr(images, result).mean()),
             "psnr_mirrored": float(_psnr(images.flip(-1), mirrored).mean()),
@@ -311,12 +313,7 @@ class _UNetTask:
 
     def loss(self, model: torch.nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         latents, timesteps = batch["latents"], batch["timesteps"]
-        noise = torch.randn_like(latents)
-        noisy = self.scheduler.add_noise(latents, noise, timesteps)
-        target = noise
-        if self.config.unet.prediction_type == "v_prediction":
-            target = self.scheduler.get_velocity(latents, noise, timesteps)
-        return F.mse_loss(model(noisy, timesteps).sample.float(), target), {}
+        return self._errors(model, latents, torch.randn_like(latents), timesteps).mean(), {}
 
     @torch.no_grad()
     def validate(self, model: torch.nn.Module) -> tuple[dict[str, float], Image.Image]:
@@ -330,12 +327,7 @@ class _UNetTask:
         with autocast(device):
             for chunk in torch.arange(len(latents)).split(32):
                 tensors = (latents[chunk], noise[chunk], timesteps[chunk])
-                batch, eps, t = (tensor.to(device) for tensor in tensors)
-                noisy = self.scheduler.add_noise(batch, eps, t)
-                target = eps
-                if self.config.unet.prediction_type == "v_prediction":
-                    target = self.scheduler.get_velocity(batch, eps, t)
-                losses.append(F.mse_loss(model(noisy, t).sample.float(), target, reduction="none").mean(dim=(1, 2, 3)))
+                losses.append(self._errors(model, *(tensor.to(device) for tensor in tensors)))
         # A prior freezes its networks; this one is still being trained, so a copy goes in.
         prior = LatentPrior(self.vae, copy.deepcopy(model), self.scheduler)
         clean = latents[:: max(1, len(latents) // 4)][:4].to(device)
@@ -351,6 +343,15 @@ class _UNetTask:
             "round_trip_psnr": float(_psnr(decoded[0], decoded[2]).mean()),
         }
         return figures, to_image(torch.cat([_row(images) for images in decoded], dim=1))
+
+    def _errors(self, model: torch.nn.Module, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Each sample's mean squared error, (B,), in what the network predicts of the noised latents."""
+        noisy = self.scheduler.add_noise(latents, noise, timesteps)
+        target = noise
+        if self.config.unet.prediction_type == "v_prediction":
+            target = self.scheduler.get_velocity(latents, noise, timesteps)
+        predicted = model(noisy, timesteps).sample.float()
+        return F.mse_loss(predicted, target, reduction="none").mean(dim=(1, 2, 3))
 
     def prior(self) -> LatentPrior:
         return LatentPrior(self.vae, self.model, self.scheduler)

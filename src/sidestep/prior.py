@@ -26,6 +26,9 @@ from sidestep.files import atomic_path
 AUTOENCODERS: dict[str, Any] = {c.__name__: c for c in (AutoencoderKL, AutoencoderTiny, AutoencoderDC)}
 UNETS: dict[str, Any] = {c.__name__: c for c in (UNet2DModel, UNet2DConditionModel)}
 
+# The subfolders of a prior in diffusers' layout; the last two only where it takes prompts.
+PARTS = ("vae", "unet", "scheduler", "text_encoder", "tokenizer")
+
 # All that is read of a scheduler's config: no clipping, no thresholding, no offset, no spacing.
 SCHEDULE_FIELDS = (
     "num_train_timesteps",
@@ -158,7 +161,7 @@ class LatentPrior(torch.nn.Module):
 
         Other things in the folder stay.
         """
-        for name in ("vae", "unet", "scheduler", "text_encoder", "tokenizer"):
+        for name in PARTS:
             part = getattr(self, name)
             if part is not None:
                 with atomic_path(Path(path) / name) as temporary:

@@ -26,7 +26,7 @@ from sidestep.images import to_image
 from sidestep.latents import LatentStore, StoredScene
 from sidestep.loop import LoopConfig, fit
 from sidestep.models import model_folder
-from sidestep.prior import LatentPrior
+from sidestep.prior import PARTS, LatentPrior
 from sidestep.tunet import TUNet, load_tunet
 
 logger = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ def train(config: TrainConfig) -> Path:
         return model
     prior = Path(model_folder(store.prior))
     if prior.is_dir():
-        for part in ("vae", "unet", "scheduler", "text_encoder", "tokenizer"):
+        for part in PARTS:
             if (prior / part).is_dir():
                 with atomic_path(model / part) as temporary:
                     shutil.copytree(prior / part, temporary)
@@ -176,8 +176,7 @@ class _TUNetTask:
         return samples
 
     def collate(self, samples: list[Any]) -> dict[str, Tensor]:
-        rows = [self._row(self.scenes[scene], *rest) for scene, *rest in samples]
-        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        return _stack([self._row(self.scenes[scene], *rest) for scene, *rest in samples])
 
     def loss(self, model: torch.nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         predicted = model(batch["mean"], *self._cameras(batch), batch["category"])
@@ -190,7 +189,7 @@ class _TUNetTask:
         rng = np.random.default_rng(0)
         samples = [(scene, *pair) for scene in self.held_out for pair in self._pairs(scene, rng)[:4]]
         rows = [self._row(scene, reference, target, False, False) for scene, reference, target in samples]
-        batch = {name: torch.stack([row[name] for row in rows]).to(device) for name in rows[0]}
+        batch = {name: tensor.to(device) for name, tensor in _stack(rows).items()}
         reference, target = self._cameras(batch)
 
         def predict(cameras: Camera) -> Tensor:
@@ -257,3 +256,7 @@ class _TUNetTask:
             except SidestepError as error:
                 logger.warning("no sample pictures: %s", error)
         return self._prior
+
+
+def _stack(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
