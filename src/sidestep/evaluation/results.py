@@ -1,0 +1,162 @@
+"""What an evaluation found: plain data, which the report draws and `results.json` keeps."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from sidestep.errors import SidestepError
+from sidestep.files import write_json
+
+Group = Literal["baseline", "model", "option", "limit", "predictions"]
+
+# The subsets that figures are given for: by view distance in frames, and by the side that the camera steps to.
+SUBSETS: dict[str, str] = {
+    "all": "all pairs",
+    "near": "1-5 frames apart",
+    "middle": "6-15 frames apart",
+    "far": "16 and more frames apart",
+    "left": "camera to the left",
+    "right": "camera to the right",
+}
+
+
+@dataclass(frozen=True)
+class EvaluatedPair:
+    """A pair of the list, by scene id and frame names.
+
+    Attributes:
+        gap: frames between the two, at least 1.
+        turn: degrees between the two viewing directions.
+        subsets: keys of SUBSETS that the pair belongs to.
+    """
+
+    scene: str
+    reference: str
+    target: str
+    gap: int
+    turn: float
+    subsets: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method of the table.
+
+    Attributes:
+        name: of letters, digits, "-", "_" and "."; names files too.
+        title: what the tables call it.
+        group: "baseline" (needs no model), "model" (the method's own outputs), "option" (a reading the paper leaves
+            open), "limit" (a part of the method given the true target, so that what is lost where is plain),
+            "predictions" (another program's pictures).
+        uses_target: it saw the true target, so it is no method: the paper's oracle, and what a part loses.
+        note: one sentence for the report.
+    """
+
+    name: str
+    title: str
+    group: Group
+    uses_target: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One kind of figure.
+
+    Attributes:
+        name: "psnr", "lpips_alex@256" and the like: what is measured, and "@" the size it was measured at where that
+            is not the views' own.
+        title: what the tables call it.
+        better: which way is better; "one" is best at 1.
+        digits: decimals to show.
+        per_pair: whether each pair has a value of its own; FID and the kernel distance are of whole sets.
+    """
+
+    name: str
+    title: str
+    better: Literal["higher", "lower", "one"]
+    digits: int
+    per_pair: bool = True
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure over a set of pairs, with its 95% bootstrap interval over scenes."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference, `row` minus `against`, of one figure on one subset, with its interval."""
+
+    row: str
+    against: str
+    figure: str
+    subset: str
+    estimate: Estimate
+
+
+@dataclass
+class Results:
+    """An evaluation, whole.
+
+    Attributes:
+        about: what was evaluated and how, for people: model, fingerprints, data, command, device, date.
+        missing: figure title -> why it is not there and what to do.
+        values: row -> figure -> one value a pair, in the order of `pairs`; a pair that a row has no picture for
+            is None. Only figures that have a value per pair.
+        estimates: row -> subset -> figure -> estimate. Subsets without a pair are absent.
+        seconds: row -> seconds a view, if the row was made here.
+        memory: peak bytes of the process (and of the GPU), for the whole evaluation.
+    """
+
+    about: dict[str, str]
+    pairs: list[EvaluatedPair]
+    rows: list[Row]
+    figures: list[Figure]
+    missing: dict[str, str] = field(default_factory=dict)
+    values: dict[str, dict[str, list[float | None]]] = field(default_factory=dict)
+    estimates: dict[str, dict[str, dict[str, Estimate]]] = field(default_factory=dict)
+    differences: list[Difference] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, int] = field(default_factory=dict)
+
+    def write(self, path: str | Path) -> None:
+        """Writes JSON that `read` reads."""
+        write_json(path, asdict(self))
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Results":
+        """Reads what `write` wrote.
+
+        Raises:
+            SidestepError: if the file is missing or no such results.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            return _from_json(data)
+        except FileNotFoundError:
+            raise SidestepError(f"{path}: no such file") from None
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise SidestepError(f"{path}: not an evaluation's results.json ({error!r})") from None
+
+
+def _from_json(data: dict[str, Any]) -> Results:
+    pairs = [EvaluatedPair(**{**pair, "subsets": tuple(pair["subsets"])}) for pair in data.pop("pairs")]
+    rows = [Row(**row) for row in data.pop("rows")]
+    figures = [Figure(**figure) for figure in data.pop("figures")]
+    differences = [
+        Difference(**{**entry, "estimate": Estimate(**entry["estimate"])}) for entry in data.pop("differences")
+    ]
+    estimates = {
+        row: {
+            subset: {name: Estimate(**value) for name, value in figures_of.items()}
+            for subset, figures_of in subsets.items()
+        }
+        for row, subsets in data.pop("estimates").items()
+    }
+    return Results(pairs=pairs, rows=rows, figures=figures, differences=differences, estimates=estimates, **data)
