@@ -32,6 +32,7 @@ from sidestep.pretraining import (
     pictures_by_split,
     pretrain,
 )
+from sidestep.pretraining import _Sample as Sample
 from sidestep.prior import LatentPrior
 from sidestep.trajectories import orbit
 
@@ -131,9 +132,9 @@ def test_held_out_pictures_train_nothing(finished: PretrainConfig) -> None:
     task = sidestep.pretraining._AutoencoderTask(
         build_autoencoder(finished.autoencoder), pictures_by_split(finished.data), finished
     )
-    drawn = {names([task.pictures[index]])[0] for step in range(100) for index, *_ in task.draw(step)}
+    drawn = {names([task.pictures[sample.picture]])[0] for step in range(100) for sample in task.draw(step)}
     assert drawn == set(OF_SPLIT["train"])
-    assert set(names(task.held_out)) <= set(OF_SPLIT["val"])
+    assert set(names(task.held_out[""])) <= set(OF_SPLIT["val"])
 
 
 def test_captures_that_cannot_be_read_are_not_taken_for_loose_pictures(tmp_path: Path) -> None:
@@ -166,14 +167,78 @@ def test_a_split_without_pictures_is_refused(
 def test_samples_of_the_autoencoder_are_crops_some_of_them_mirrored(finished: PretrainConfig) -> None:
     pictures = pictures_by_split(finished.data)
     task = sidestep.pretraining._AutoencoderTask(build_autoencoder(finished.autoencoder), pictures, finished)
-    batch = task.collate([(2, 3, 5, False), (2, 3, 5, True)])["images"]
+    place = Sample(picture=2, size=32, down=3 / 16, across=5 / 16, mirrored=False)
+    batch = task.collate([place, place._replace(mirrored=True)])["images"]
     wanted = to_tensor(resize_and_crop(load_image(pictures["train"][2]), 32))[:, 3:19, 5:21]
     assert torch.equal(batch[0], wanted)
     assert torch.equal(batch[1], wanted.flip(-1))
     samples = [item for step in range(200) for item in task.draw(step)]
-    assert {top for _, top, _, _ in samples} == {left for _, _, left, _ in samples} == set(range(17))
-    assert np.mean([mirrored for *_, mirrored in samples]) == pytest.approx(0.5, abs=0.06)
+    assert {sample.size for sample in samples} == {32}
+    for where in ("down", "across"):
+        quarters = np.histogram([getattr(sample, where) for sample in samples], bins=4, range=(0, 1))[0]
+        assert quarters.min() > len(samples) / 6
+    assert np.mean([sample.mirrored for sample in samples]) == pytest.approx(0.5, abs=0.06)
     assert task.draw(7) == task.draw(7) != task.draw(8)
+
+
+def photographed(config: PretrainConfig, folder: Path) -> PretrainConfig:
+    """With photographs beside the pictures: twice as large, wider than high, and all green."""
+    folder.mkdir(parents=True)
+    for name in NAMES[:12]:
+        Image.new("RGB", (96, 64), "green").save(folder / f"{name}.png")
+    return replace(config, photographs=folder)
+
+
+def test_photographs_are_cropped_at_any_size_and_place(finished: PretrainConfig, tmp_path: Path) -> None:
+    config = photographed(finished, tmp_path / "photographs")
+    captured, photographs = pictures_by_split(config.data), pictures_by_split(tmp_path / "photographs")
+    # Red grows to the right, green to the bottom: a crop's colours say where it lies.
+    x, y = np.meshgrid(np.arange(96) * 2, np.arange(64) * 2)
+    Image.fromarray(np.stack([x, y, 0 * x], axis=-1).astype(np.uint8)).save(photographs["train"][1])
+    task = sidestep.pretraining._AutoencoderTask(build_autoencoder(config.autoencoder), captured, config, photographs)
+    first = len(captured["train"])
+    batch = task.collate([Sample(first + 1, 64, 1, 1, False), Sample(first + 1, 32, 0, 0, True)])["images"]
+    small, large = ((batch + 1) * 127.5).unbind()
+    assert small.shape == large.shape == (3, 16, 16)
+    assert small[:2, 8, 8].tolist() == pytest.approx([2 * (80 + 8), 2 * (48 + 8)], abs=1.5)  # 16 of 64 rows
+    assert large[:2, 8, 7].tolist() == pytest.approx([2 * 16.5, 2 * 16.5], abs=1.5)  # 16 of 32 rows, mirrored
+
+    samples = [item for step in range(200) for item in task.draw(step)]
+    photos = [sample for sample in samples if sample.picture >= first]
+    assert len(photos) / len(samples) == pytest.approx(0.25, abs=0.05)
+    assert {sample.picture for sample in photos} == set(range(first, first + len(photographs["train"])))
+    assert {sample.size for sample in photos} == set(range(32, 65))
+    assert {sample.size for sample in samples if sample.picture < first} == {32}
+    with pytest.raises(SidestepError, match="photograph_share=25"):
+        pretrain(replace(config, photograph_share=25))
+
+
+def test_both_networks_learn_from_photographs_too(
+    finished: PretrainConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = replace(photographed(finished, tmp_path / "photographs"), out=tmp_path / "run")
+    train(config)
+    for part, figures in {
+        "autoencoder": ("psnr", "psnr_mirrored"),
+        "unet": ("loss", "round_trip_psnr"),
+    }.items():
+        lines = (config.out / part / "metrics.jsonl").read_text().splitlines()
+        told = {key: value for line in lines for key, value in json.loads(line).items()}
+        for figure in figures:
+            assert told[f"validation/{figure}"] != told[f"validation/{figure}_photographs"]
+    latents = load_file(config.out / "unet" / "latents.safetensors")
+    assert len(latents["train"]) == len(OF_SPLIT["train"])
+    # 32 crops of each; and the captures alone have set the scale.
+    assert len(latents["train_photographs"]) == 32 * sum(model_split(name) == "train" for name in NAMES[:12])
+    assert len(latents["val_photographs"]) == 32 * sum(model_split(name) == "val" for name in NAMES[:12])
+    assert float(latents["train"].float().std()) == pytest.approx(1, abs=0.01)
+    green = load(config.out / "prior").encode(to_tensor(Image.new("RGB", (32, 32), "green"))[None])
+    torch.testing.assert_close(latents["train_photographs"][-1:].float(), green, rtol=0.02, atol=0.02)
+
+    assert not encoded_again(caplog, config)
+    (tmp_path / "photographs" / f"{OF_SPLIT['train'][0]}.png").rename(tmp_path / "photographs" / "renamed.png")
+    assert encoded_again(caplog, config)
+    assert encoded_again(caplog, replace(config, photographs=None))
 
 
 class Perfect(torch.nn.Module):
@@ -230,6 +295,18 @@ def test_samples_of_the_unet_cover_every_timestep(finished: PretrainConfig) -> N
     batch = task.collate([(3, 100, False), (3, 999, True)])
     assert batch["timesteps"].tolist() == [100, 999]
     assert torch.equal(batch["latents"], torch.stack([latents[3], latents[3].flip(-1)]).float())
+
+
+def test_samples_of_the_unet_mix_captures_and_photographs(finished: PretrainConfig) -> None:
+    config = replace(finished, unet=replace(finished.unet, batch_size=50))
+    latents = {"train": torch.zeros(10, 4, 4, 4), "train_photographs": torch.ones(30, 4, 4, 4)}
+    task = sidestep.pretraining._UNetTask(
+        build_unet(config.unet, 4, 4), build_autoencoder(config.autoencoder), latents, config
+    )
+    drawn = [index for step in range(100) for index, _, _ in task.draw(step)]
+    assert set(drawn) == set(range(40))
+    batches = torch.cat([task.collate(task.draw(step))["latents"] for step in range(100)])
+    assert float(batches.mean()) == pytest.approx(0.25, abs=0.03)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])

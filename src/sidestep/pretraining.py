@@ -7,9 +7,11 @@ import copy
 import hashlib
 import logging
 import math
+from collections.abc import Iterator
 from dataclasses import field
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -37,7 +39,11 @@ logger = logging.getLogger(__name__)
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
+# The U-Net learns from so many crops of a photograph, encoded once.
+CROPS_PER_PHOTOGRAPH = 32
+
 Picture = Path | Frame
+Pictures = dict[Split, list[Picture]]
 
 
 @settings
@@ -96,12 +102,17 @@ class PretrainConfig:
         data: captures, or a folder of pictures. Validation and test models (or pictures) are left out.
         out: the run's folder; the finished prior lies in `out/prior`.
         init: start from the weights of this model folder, or of the bundled model ("bundled").
+        photographs: a folder of other pictures, for a prior of more than what the captures show. Both networks learn
+            from random crops of them, so they should be twice `image_size` on their shorter side.
+        photograph_share: how much of the training samples they make up, 0 to 1.
     """
 
     data: Path
     out: Path
     image_size: int = 256
     init: str | None = None
+    photographs: Path | None = None
+    photograph_share: float = 0.25
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     unet: UNetConfig = field(default_factory=UNetConfig)
 
@@ -112,17 +123,20 @@ def pretrain(config: PretrainConfig) -> Path:
     Raises:
         SidestepError: if there are no pictures, or a folder given by `init` does not fit.
     """
+    if not 0 <= config.photograph_share <= 1:
+        raise SidestepError(f"photograph_share={config.photograph_share}: must be a share between 0 and 1")
     pictures = pictures_by_split(config.data)
+    photographs = pictures_by_split(config.photographs) if config.photographs else None
     initial = _initial_prior(config)
     vae = initial.vae if initial else build_autoencoder(config.autoencoder)
-    training = _AutoencoderTask(vae, pictures, config)
+    training = _AutoencoderTask(vae, pictures, config, photographs)
     fit(training, config.autoencoder, config.out / "autoencoder", config)
     vae = training.model.vae
     latent_size = config.image_size // 2 ** (len(vae.config.encoder_block_out_channels) - 1)
     unet = initial.unet if initial else build_unet(config.unet, latent_size, vae.config.latent_channels)
     process = PartialState()
     with process.main_process_first():  # the others find it on disk
-        latents = _encode_once(vae, pictures, config)
+        latents = _encode_once(vae, pictures, photographs, config)
     task = _UNetTask(unet, vae, latents, config)
     fit(task, config.unet, config.out / "unet", config)
     prior = task.prior().half()  # before anything is inverted with it: the stored weights are the prior
@@ -132,13 +146,13 @@ def pretrain(config: PretrainConfig) -> Path:
     return config.out / "prior"
 
 
-def pictures_by_split(root: Path) -> dict[Split, list[Picture]]:
+def pictures_by_split(root: Path) -> Pictures:
     """The pictures below `root`, split by the model they show; loose pictures are split by their file name.
 
     Raises:
         SidestepError: if there are none to train on or none to validate with.
     """
-    result: dict[Split, list[Picture]] = {"train": [], "val": [], "test": []}
+    result: Pictures = {"train": [], "val": [], "test": []}
     try:
         scenes = read_captures(root)
     except SidestepError:
@@ -209,35 +223,56 @@ class _AutoencoderTraining(torch.nn.Module):
         return self.vae.decode(disturbed).sample, latents
 
 
+class _Sample(NamedTuple):
+    """One crop to train the autoencoder on: of which picture, how large that is to be, and where the crop lies.
+
+    Attributes:
+        picture: index into the captures' pictures and, after them, the photographs.
+        size: what the picture's shorter side is scaled to, in pixels.
+        down, across: where between the upmost or leftmost crop (0) and the lowest or rightmost (1).
+    """
+
+    picture: int
+    size: int
+    down: float
+    across: float
+    mirrored: bool
+
+
 class _AutoencoderTask:
-    def __init__(self, vae: AutoencoderDC, pictures: dict[Split, list[Picture]], config: PretrainConfig) -> None:
+    def __init__(
+        self, vae: AutoencoderDC, pictures: Pictures, config: PretrainConfig, photographs: Pictures | None = None
+    ) -> None:
         self.model = _AutoencoderTraining(vae)
         self.config = config
-        self.pictures = pictures["train"]
-        held_out = pictures["val"]
-        self.held_out = held_out[:: max(1, len(held_out) // 16)][:16]
+        self.captured = len(pictures["train"])
+        self.pictures = pictures["train"] + (photographs["train"] if photographs else [])
+        self.held_out = {"": _some(pictures["val"])}
+        if photographs:
+            self.held_out["_photographs"] = _some(photographs["val"])
 
     def draw(self, step: int) -> list[Any]:
         own = self.config.autoencoder
         rng = np.random.default_rng((own.seed, step))
-        room = self.config.image_size - own.crop
-        return [
-            (
-                int(rng.integers(len(self.pictures))),
-                int(rng.integers(room + 1)),
-                int(rng.integers(room + 1)),
-                bool(rng.integers(2)),
-            )
-            for _ in range(own.batch_size)
-        ]
+        samples = []
+        for _ in range(own.batch_size):
+            low, high, size = 0, self.captured, self.config.image_size
+            if self.captured < len(self.pictures) and rng.random() < self.config.photograph_share:
+                low, high = self.captured, len(self.pictures)
+                size = int(rng.integers(size, 2 * size + 1))
+            index, down, across = int(rng.integers(low, high)), rng.random(), rng.random()
+            samples.append(_Sample(index, size, down, across, bool(rng.integers(2))))
+        return samples
 
     def collate(self, samples: list[Any]) -> dict[str, Tensor]:
         crop = self.config.autoencoder.crop
         images = []
-        for index, top, left, mirrored in samples:
-            image = _load(self.pictures[index], self.config.image_size)
-            image = image[:, top : top + crop, left : left + crop]
-            images.append(image.flip(-1) if mirrored else image)
+        for index, size, down, across, mirrored in samples:
+            image = _open(self.pictures[index])
+            if index < self.captured:  # the prior is only ever shown the centre of these
+                image = resize_and_crop(image, size)
+            tensor = to_tensor(_square(image, crop / size, down, across, crop))
+            images.append(tensor.flip(-1) if mirrored else tensor)
         return {"images": torch.stack(images)}
 
     def loss(self, model: torch.nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
@@ -261,20 +296,22 @@ class _AutoencoderTask:
 
     @torch.no_grad()
     def validate(self, model: torch.nn.Module) -> tuple[dict[str, float], Image.Image]:
-        images = _load_batch(self.held_out, self.config.image_size).to(next(model.parameters()).device)
+        device = next(model.parameters()).device
 
-        def reconstruct(flip: bool) -> Tensor:
-            with autocast(images.device):
-                chosen = [torch.full((len(chunk),), flip, device=images.device) for chunk in images.split(4)]
+        def reconstruct(images: Tensor, flip: bool) -> Tensor:
+            with autocast(device):
+                chosen = [torch.full((len(chunk),), flip, device=device) for chunk in images.split(4)]
                 parts = zip(images.split(4), chosen, strict=True)
                 return torch.cat([model(chunk, mirrored=mirrored)[0].float() for chunk, mirrored in parts])
 
-        result, mirrored = reconstruct(False), reconstruct(True)
-        figures = {
-            "psnr": float(_psnr(images, result).mean()),
-            "psnr_mirrored": float(_psnr(images.flip(-1), mirrored).mean()),
-        }
-        return figures, to_image(torch.cat([_row(images[::2]), _row(result[::2])], dim=1))
+        figures, rows = {}, []
+        for name, pictures in self.held_out.items():
+            images = _load_batch(pictures, self.config.image_size).to(device)
+            result, mirrored = reconstruct(images, False), reconstruct(images, True)
+            figures[f"psnr{name}"] = float(_psnr(images, result).mean())
+            figures[f"psnr_mirrored{name}"] = float(_psnr(images.flip(-1), mirrored).mean())
+            rows += [images[::2], result[::2]]
+        return figures, to_image(_sheet(rows))
 
 
 class _UNetTask:
@@ -285,6 +322,8 @@ class _UNetTask:
         self.vae = vae
         self.latents = latents
         self.config = config
+        self.captured = len(latents["train"])
+        self.train = torch.cat([latents[name] for name in ("train", "train_photographs") if name in latents])
         self.scheduler = DDIMScheduler(
             beta_start=0.00085,
             beta_end=0.012,
@@ -299,15 +338,18 @@ class _UNetTask:
         rng = np.random.default_rng((unet.seed, step))
         size = unet.batch_size
         last = self.scheduler.config.num_train_timesteps
-        indices = rng.integers(len(self.latents["train"]), size=size)
+        indices = rng.integers(self.captured, size=size)
         low = rng.random(size) < unet.low_share
         timesteps = np.where(low, rng.integers(unet.t_low, size=size), rng.integers(unet.t_low, last, size=size))
         mirrored = rng.random(size) < 0.5
+        if self.captured < len(self.train):
+            photographs = rng.integers(self.captured, len(self.train), size=size)
+            indices = np.where(rng.random(size) < self.config.photograph_share, photographs, indices)
         return list(zip(indices.tolist(), timesteps.tolist(), mirrored.tolist(), strict=True))
 
     def collate(self, samples: list[Any]) -> dict[str, Tensor]:
         indices, timesteps, mirrored = zip(*samples, strict=True)
-        latents = self.latents["train"][list(indices)].float()
+        latents = self.train[list(indices)].float()
         flip = torch.tensor(mirrored).view(-1, 1, 1, 1)
         return {"latents": torch.where(flip, latents.flip(-1), latents), "timesteps": torch.tensor(timesteps)}
 
@@ -317,32 +359,40 @@ class _UNetTask:
 
     @torch.no_grad()
     def validate(self, model: torch.nn.Module) -> tuple[dict[str, float], Image.Image]:
-        """The loss over fixed noise and timesteps, and four held-out pictures inverted to t* and sampled back."""
+        """The loss over fixed noise and timesteps, and four held-out pictures inverted to t* and sampled back.
+
+        Of photographs too, where there are any: their figures end in `_photographs`.
+        """
         device = next(model.parameters()).device
-        latents = self.latents["val"].float()
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(latents.shape, generator=generator)
-        timesteps = torch.arange(len(latents)) * 37 % self.config.unet.t_low
-        losses = []
-        with autocast(device):
-            for chunk in torch.arange(len(latents)).split(32):
-                tensors = (latents[chunk], noise[chunk], timesteps[chunk])
-                losses.append(self._errors(model, *(tensor.to(device) for tensor in tensors)))
         # A prior freezes its networks; this one is still being trained, so a copy goes in.
         prior = LatentPrior(self.vae, copy.deepcopy(model), self.scheduler)
-        clean = latents[:: max(1, len(latents) // 4)][:4].to(device)
         t_star = prior.default_t_star()
         grid = inversion_grid(t_star, 15)
-        inverted = invert(prior, clean, grid)
-        back = sample(prior, inverted.latents, grid)
-        generated = sample(prior, torch.randn(clean.shape, generator=generator).to(device), inversion_grid(999, 25))
-        mean = inverted.mean / math.sqrt(prior.alphas_cumprod[t_star])
-        decoded = [prior.decode(item) for item in (clean, mean, back, generated)]
-        figures = {
-            "loss": float(torch.cat(losses).mean()),
-            "round_trip_psnr": float(_psnr(decoded[0], decoded[2]).mean()),
-        }
-        return figures, to_image(torch.cat([_row(images) for images in decoded], dim=1))
+        figures: dict[str, float] = {}
+        rows: list[Tensor] = []
+        for kind in ("", "_photographs"):
+            if f"val{kind}" not in self.latents:
+                continue
+            latents = self.latents[f"val{kind}"].float()
+            generator = torch.Generator().manual_seed(0)
+            noise = torch.randn(latents.shape, generator=generator)
+            timesteps = torch.arange(len(latents)) * 37 % self.config.unet.t_low
+            losses = []
+            with autocast(device):
+                for chunk in torch.arange(len(latents)).split(32):
+                    tensors = (latents[chunk], noise[chunk], timesteps[chunk])
+                    losses.append(self._errors(model, *(tensor.to(device) for tensor in tensors)))
+            clean = latents[:: max(1, len(latents) // 4)][:4].to(device)
+            inverted = invert(prior, clean, grid)
+            back = sample(prior, inverted.latents, grid)
+            mean = inverted.mean / math.sqrt(prior.alphas_cumprod[t_star])
+            decoded = [prior.decode(item) for item in (clean, mean, back)]
+            figures[f"loss{kind}"] = float(torch.cat(losses).mean())
+            figures[f"round_trip_psnr{kind}"] = float(_psnr(decoded[0], decoded[2]).mean())
+            rows += decoded
+        noise = torch.randn(clean.shape, generator=generator).to(device)
+        rows.append(prior.decode(sample(prior, noise, inversion_grid(999, 25))))
+        return figures, to_image(_sheet(rows))
 
     def _errors(self, model: torch.nn.Module, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Each sample's mean squared error, (B,), in what the network predicts of the noised latents."""
@@ -358,31 +408,35 @@ class _UNetTask:
 
 
 @torch.no_grad()
-def _encode_once(vae: AutoencoderDC, pictures: dict[Split, list[Picture]], config: PretrainConfig) -> dict[str, Tensor]:
-    """The latents of all training pictures and of some held-out ones, kept on disk.
+def _encode_once(
+    vae: AutoencoderDC, pictures: Pictures, photographs: Pictures | None, config: PretrainConfig
+) -> dict[str, Tensor]:
+    """The latents of all training pictures and of some held-out ones, and of crops of photographs, kept on disk.
 
-    Sets the autoencoder's scaling factor so that the training latents have deviation 1.
+    Sets the autoencoder's scaling factor so that the latents of the training pictures have deviation 1; photographs,
+    which are beside them, have no say in it.
     """
     device = choose_device()
     vae = vae.to(device).eval()
     path = config.out / "unet" / "latents.safetensors"
-    digest = _digest(vae, pictures, config.image_size)
+    digest = _digest(vae, pictures, photographs, config.image_size)
     if path.exists():
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             if metadata.get("made_of") == digest:
                 vae.register_to_config(scaling_factor=float(metadata["scaling_factor"]))
-                return {name: file.get_tensor(name) for name in ("train", "val")}
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
     logger.info("encoding %d pictures", len(pictures["train"]))
-    latents = {}
-    for name in ("train", "val"):
-        chosen = pictures[name] if name == "train" else pictures[name][::4]
-        parts = []
-        for start in range(0, len(chosen), 16):
-            images = _load_batch(chosen[start : start + 16], config.image_size).to(device)
-            with autocast(device):
-                parts.append(vae.encode(images).latent.float().cpu())
-        latents[name] = torch.cat(parts)
+    size = config.image_size
+    latents = {
+        "train": _latents(vae, (_load(picture, size) for picture in pictures["train"])),
+        "val": _latents(vae, (_load(picture, size) for picture in pictures["val"][::4])),
+    }
+    if photographs:
+        logger.info("encoding %d crops of each of %d photographs", CROPS_PER_PHOTOGRAPH, len(photographs["train"]))
+        latents["train_photographs"] = _latents(vae, _crops_of(photographs["train"], size))
+        latents["val_photographs"] = _latents(vae, _crops_of(photographs["val"], size))
     factor = 1 / float(latents["train"].std())
     latents = {name: (tensor * factor).half().contiguous() for name, tensor in latents.items()}
     vae.register_to_config(scaling_factor=factor)
@@ -391,12 +445,31 @@ def _encode_once(vae: AutoencoderDC, pictures: dict[Split, list[Picture]], confi
     return latents
 
 
-def _digest(vae: AutoencoderDC, pictures: dict[Split, list[Picture]], image_size: int) -> str:
+def _latents(vae: AutoencoderDC, images: Iterator[Tensor]) -> Tensor:
+    """Latents of pictures (3, H, W), unscaled, on the CPU."""
+    parts = []
+    while chunk := list(islice(images, 16)):
+        with autocast(vae.device):
+            parts.append(vae.encode(torch.stack(chunk).to(vae.device)).latent.float().cpu())
+    return torch.cat(parts)
+
+
+def _crops_of(photographs: list[Picture], size: int) -> Iterator[Tensor]:
+    """Squares of half to all of each photograph's shorter side, scaled to `size` pixels; the same ones every time."""
+    for index, photograph in enumerate(photographs):
+        image = _open(photograph)
+        rng = np.random.default_rng(index)
+        for _ in range(CROPS_PER_PHOTOGRAPH):
+            yield to_tensor(_square(image, rng.uniform(0.5, 1), rng.random(), rng.random(), size))
+
+
+def _digest(vae: AutoencoderDC, pictures: Pictures, photographs: Pictures | None, image_size: int) -> str:
     """Names what latents depend on: the autoencoder's weights, which pictures they are of, and their size."""
     digest = hashlib.sha256(str(image_size).encode())
-    for split in ("train", "val"):
-        for picture in pictures[split]:
-            digest.update(f"{split} {picture if isinstance(picture, Path) else picture.path}".encode())
+    for kind, by_split in {"": pictures, "photographs ": photographs or {}}.items():
+        for split in ("train", "val"):
+            for picture in by_split.get(split, []):
+                digest.update(f"{kind}{split} {picture if isinstance(picture, Path) else picture.path}".encode())
     for name, tensor in sorted(vae.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.float().cpu().numpy().tobytes())
@@ -421,17 +494,43 @@ def _initial_prior(config: PretrainConfig) -> LatentPrior | None:
     return prior
 
 
+def _open(picture: Picture) -> Image.Image:
+    return load_image(picture) if isinstance(picture, Path) else picture.load()
+
+
 def _load(picture: Picture, size: int) -> Tensor:
-    image = load_image(picture) if isinstance(picture, Path) else picture.load()
-    return to_tensor(resize_and_crop(image, size))
+    return to_tensor(resize_and_crop(_open(picture), size))
 
 
 def _load_batch(pictures: list[Picture], size: int) -> Tensor:
     return torch.stack([_load(picture, size) for picture in pictures])
 
 
-def _row(images: Tensor) -> Tensor:
-    return torch.cat(list(images.float().cpu()), dim=-1)
+def _square(image: Image.Image, share: float, down: float, across: float, size: int) -> Image.Image:
+    """A square part of the image, `share` of its shorter side wide, scaled to `size` pixels.
+
+    Args:
+        down, across: where, from 0 for the upper left corner to 1 for the lower right.
+    """
+    side = share * min(image.size)
+    # From a whole pixel on: a part that is not scaled is then not interpolated either.
+    left, top = (
+        min(int(place * (length - side + 1)), int(length - side))
+        for place, length in ((across, image.width), (down, image.height))
+    )
+    return image.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+
+
+def _some(pictures: list[Picture]) -> list[Picture]:
+    """At most 16 of them, spread evenly."""
+    return pictures[:: max(1, len(pictures) // 16)][:16]
+
+
+def _sheet(rows: list[Tensor]) -> Tensor:
+    """Batches of pictures (B, 3, H, W), each as a row, one below the other, as (3, ..., ...); short rows end white."""
+    longest = max(len(images) for images in rows)
+    padded = [F.pad(images.float().cpu(), (0, 0) * 3 + (0, longest - len(images)), value=1.0) for images in rows]
+    return torch.cat([torch.cat(list(images), dim=-1) for images in padded], dim=1)
 
 
 def _psnr(a: Tensor, b: Tensor) -> Tensor:
