@@ -1,0 +1,191 @@
+"""Who is better, by how much and how surely: the readings of an evaluation that tables, charts and summary share."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from sidestep.errors import SidestepError
+from sidestep.evaluation.results import Estimate, Figure, Group, Results, Row
+
+Verdict = Literal["better", "worse", "unclear"]
+
+MAIN_GROUPS: tuple[Group, ...] = ("baseline", "model", "predictions")
+
+
+def find_row(results: Results, name: str) -> Row:
+    """The row of that name.
+
+    Raises:
+        SidestepError: if there is none.
+    """
+    for row in results.rows:
+        if row.name == name:
+            return row
+    raise SidestepError(f"{name}: no such row; there are {', '.join(row.name for row in results.rows)}")
+
+
+def choose_main_row(results: Results) -> str:
+    """The row that a report is about: `auto` if there is one, else the first of the model's, of another program's, or
+    of all, that does not see the target.
+
+    Raises:
+        SidestepError: if the results have no row that could be one.
+    """
+    fair = [row for row in results.rows if not row.uses_target]
+    ordered = [
+        *(row for row in fair if row.name == "auto"),
+        *(row for row in fair if row.group == "model"),
+        *(row for row in fair if row.group == "predictions"),
+        *fair,
+    ]
+    if not ordered:
+        raise SidestepError("every row sees the true target; evaluate one that does not")
+    return ordered[0].name
+
+
+def choose_main_figure(results: Results) -> Figure | None:
+    """The figure that scenes are sorted by: the perceptual distance, else LPIPS, else PSNR, else the first a pair."""
+    figures = [figure for figure in results.figures if figure.per_pair]
+    for start in ("perceptual", "lpips", "psnr"):
+        for figure in figures:
+            if figure.name.startswith(start):
+                return figure
+    return figures[0] if figures else None
+
+
+def main_rows(results: Results) -> list[Row]:
+    """Baselines, the model's outputs and other programs' pictures, in this order."""
+    return [row for group in MAIN_GROUPS for row in results.rows if row.group == group]
+
+
+def estimate_of(results: Results, row: str, figure: Figure, subset: str = "all") -> Estimate | None:
+    """The estimate, or None where there is none or it is no number."""
+    estimate = results.estimates.get(row, {}).get(subset, {}).get(figure.name)
+    return None if estimate is None or math.isnan(estimate.value) else estimate
+
+
+def pairs_without_picture(results: Results, row: str, subset: str = "all") -> int:
+    """How many pairs of the subset the row has no value for at all; 0 for a row without values a pair."""
+    columns = list(results.values.get(row, {}).values())
+    if not columns:
+        return 0
+    return sum(
+        subset in pair.subsets and all(column[index] is None for column in columns)
+        for index, pair in enumerate(results.pairs)
+    )
+
+
+def best_rows(results: Results, rows: Sequence[Row], figure: Figure, subset: str = "all") -> list[Row]:
+    """The best of `rows`, several if they tie in the decimals shown.
+
+    Rows that see the target are no methods, and rows that lack pairs are measured on other pairs: neither competes.
+    """
+    ranks: dict[str, float] = {}
+    for row in rows:
+        estimate = estimate_of(results, row.name, figure, subset)
+        if estimate and not row.uses_target and not pairs_without_picture(results, row.name, subset):
+            ranks[row.name] = badness(figure, round(estimate.value, figure.digits))
+    if not ranks:
+        return []
+    least = min(ranks.values())
+    return [row for row in rows if row.name in ranks and ranks[row.name] <= least + 1e-9]
+
+
+def badness(figure: Figure, value: float) -> float:
+    """The value turned so that less is better."""
+    return {"higher": -value, "lower": value, "one": abs(value - 1)}[figure.better]
+
+
+def find_difference(results: Results, row: str, against: str, figure: Figure, subset: str) -> Estimate | None:
+    """The paired difference `row` minus `against`, whichever way round it was taken."""
+    for entry in results.differences:
+        if (entry.figure, entry.subset) != (figure.name, subset) or math.isnan(entry.estimate.value):
+            continue
+        if (entry.row, entry.against) == (row, against):
+            return entry.estimate
+        if (entry.row, entry.against) == (against, row):
+            return Estimate(-entry.estimate.value, -entry.estimate.high, -entry.estimate.low)
+    return None
+
+
+def compare(
+    results: Results, row: str, against: str, figure: Figure, subset: str = "all"
+) -> tuple[Estimate | None, Verdict]:
+    """The paired difference, and what it says: "unclear" unless its interval leaves out 0.
+
+    Where there is no paired difference, or it cannot say which of two values about 1 is nearer, the verdict is by
+    the rows' own intervals, which must not touch.
+    """
+    difference = find_difference(results, row, against, figure, subset)
+    ours = estimate_of(results, row, figure, subset)
+    theirs = estimate_of(results, against, figure, subset)
+    sign = {"higher": 1, "lower": -1, "one": 0}[figure.better]
+    if figure.better == "one" and ours and theirs and (ours.value - 1) * (theirs.value - 1) > 0:
+        sign = 1 if ours.value < 1 else -1
+    if difference and sign:
+        gains = (sign * difference.low, sign * difference.high)
+        return difference, "better" if min(gains) > 0 else "worse" if max(gains) < 0 else "unclear"
+    if ours is None or theirs is None:
+        return difference, "unclear"
+    (our_least, our_most), (their_least, their_most) = _badness_range(figure, ours), _badness_range(figure, theirs)
+    return difference, "better" if our_most < their_least else "worse" if our_least > their_most else "unclear"
+
+
+def _badness_range(figure: Figure, estimate: Estimate) -> tuple[float, float]:
+    ends = [badness(figure, estimate.low), badness(figure, estimate.high)]
+    if figure.better == "one" and estimate.low <= 1 <= estimate.high:
+        ends.append(0.0)
+    return min(ends), max(ends)
+
+
+@dataclass(frozen=True)
+class FigureSummary:
+    """One figure over all pairs: the main row against the best baseline.
+
+    Attributes:
+        best: the best rows of the main table.
+        baseline: the best baseline.
+        difference: main row minus baseline, paired.
+    """
+
+    figure: Figure
+    best: list[Row]
+    best_value: float
+    main: Estimate
+    baseline: Row | None
+    baseline_value: float | None
+    difference: Estimate | None
+    verdict: Verdict
+
+
+def summarise(results: Results, main_row: str) -> list[FigureSummary]:
+    """The main row against the best baseline of each figure; figures that the main row lacks are left out."""
+    rows = main_rows(results)
+    baselines = [row for row in rows if row.group == "baseline" and row.name != main_row]
+    summaries = []
+    for figure in results.figures:
+        main = estimate_of(results, main_row, figure)
+        best = best_rows(results, rows, figure)
+        best_estimate = estimate_of(results, best[0].name, figure) if best else None
+        if main is None or best_estimate is None:
+            continue
+        baseline = next(iter(best_rows(results, baselines, figure)), None)
+        baseline_estimate = estimate_of(results, baseline.name, figure) if baseline else None
+        difference: Estimate | None = None
+        verdict: Verdict = "unclear"
+        if baseline:
+            difference, verdict = compare(results, main_row, baseline.name, figure)
+        summaries.append(
+            FigureSummary(
+                figure,
+                best,
+                best_estimate.value,
+                main,
+                baseline,
+                baseline_estimate.value if baseline_estimate else None,
+                difference,
+                verdict,
+            )
+        )
+    return summaries

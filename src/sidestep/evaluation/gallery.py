@@ -1,0 +1,131 @@
+"""Side-by-side pictures of an evaluation: which pairs are shown, and their pictures, small enough for one page."""
+
+import base64
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from PIL import Image
+
+from sidestep.evaluation.comparison import badness, choose_main_figure
+from sidestep.evaluation.results import EvaluatedPair, Figure, Results
+from sidestep.evaluation.tables import format_number
+from sidestep.images import load_image
+
+FIRST_PAIRS = 12
+SORTED_SCENES = 6
+SIDE = 184  # pixels of the longer side: 24 pairs of 6 pictures stay under 2.5 MB
+QUALITY = 80
+
+# Rows' names in the order of their columns; the main row and other programs' rows come after them.
+COLUMNS = ("coarse", "variance", "addition", "auto")
+
+
+@dataclass(frozen=True)
+class ShownPairs:
+    """Indices into `Results.pairs`.
+
+    Attributes:
+        first: the first of the list, unpicked.
+        best, worst: one pair a scene, of the scenes that the main row does best and worst on, by its mean over the
+            scene's pairs; the pair is the one nearest that mean. No scene is in both.
+    """
+
+    first: list[int]
+    best: list[int]
+    worst: list[int]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture under its column's title; `uri` is None where there is no file."""
+
+    column: str
+    uses_target: bool
+    uri: str | None
+    figures: list[str]
+
+
+@dataclass(frozen=True)
+class ShownPair:
+    """A pair with its pictures, one a column."""
+
+    number: int
+    pair: EvaluatedPair
+    pictures: list[Picture]
+
+
+def shown_pairs(results: Results, main_row: str) -> ShownPairs:
+    """The pairs that the report shows, which a run has to keep the pictures of."""
+    first = list(range(min(FIRST_PAIRS, len(results.pairs))))
+    figure = choose_main_figure(results)
+    values = results.values.get(main_row, {}).get(figure.name, []) if figure else []
+    scenes: dict[str, list[tuple[float, int]]] = {}
+    for index, (pair, value) in enumerate(zip(results.pairs, values, strict=False)):
+        if figure and value is not None and math.isfinite(value):
+            scenes.setdefault(pair.scene, []).append((badness(figure, value), index))
+    means = {scene: fmean(rank for rank, _ in entries) for scene, entries in scenes.items()}
+    typical = [
+        min(scenes[scene], key=lambda entry: (abs(entry[0] - means[scene]), entry[1]))[1]
+        for scene in sorted(means, key=lambda scene: means[scene])
+    ]
+    count = min(SORTED_SCENES, len(typical) // 2)
+    return ShownPairs(first, typical[:count], typical[::-1][:count])
+
+
+def load_gallery(results: Results, indices: list[int], pictures: Path, main_row: str) -> list[ShownPair]:
+    """The pictures of these pairs, from `pictures`/<column>/<index as 00000>.png.
+
+    Columns without a file for any of the pairs, and pairs without any, are left out.
+
+    Raises:
+        SidestepError: if a picture is damaged.
+    """
+    rows = {row.name: row for row in results.rows}
+    others = [main_row, *(row.name for row in results.rows if row.group == "predictions")]
+    names = list(dict.fromkeys(["reference", *COLUMNS, *others, "target"]))
+    files = {name: [pictures / name / f"{index:05d}.png" for index in indices] for name in names}
+    names = [name for name in names if any(file.is_file() for file in files[name])]
+    figures = _figures_beneath(results)
+    gallery = []
+    for place, index in enumerate(indices):
+        if not any(files[name][place].is_file() for name in names):
+            continue
+        shown = []
+        for name in names:
+            row, file = rows.get(name), files[name][place]
+            shown.append(
+                Picture(
+                    column=row.title if row else name,
+                    uses_target=row is not None and row.uses_target,
+                    uri=_data_uri(file) if file.is_file() else None,
+                    figures=_values(results, name, figures, index),
+                )
+            )
+        gallery.append(ShownPair(index + 1, results.pairs[index], shown))
+    return gallery
+
+
+def _figures_beneath(results: Results) -> list[Figure]:
+    main = choose_main_figure(results)
+    psnr = [figure for figure in results.figures if figure.name == "psnr" and figure.per_pair and figure != main]
+    return [main, *psnr] if main else psnr
+
+
+def _values(results: Results, row: str, figures: list[Figure], index: int) -> list[str]:
+    texts = []
+    for figure in figures:
+        column = results.values.get(row, {}).get(figure.name)
+        if column is not None and (value := column[index]) is not None:
+            texts.append(f"{figure.title} {format_number(value, figure.digits)}")
+    return texts
+
+
+def _data_uri(path: Path) -> str:
+    image = load_image(path)
+    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=QUALITY, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,0 +1,225 @@
+"""An evaluation's tables: what stands in each cell, and the tables as CSV and LaTeX."""
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sidestep.evaluation.comparison import (
+    Verdict,
+    best_rows,
+    compare,
+    estimate_of,
+    find_row,
+    main_rows,
+    pairs_without_picture,
+)
+from sidestep.evaluation.results import SUBSETS, Estimate, Figure, Results, Row
+from sidestep.files import atomic_path
+
+GROUP_TITLES = {
+    "baseline": "Baselines, without a model",
+    "model": "The model",
+    "predictions": "Other programs",
+    "option": "Options",
+    "limit": "Parts, given the true target",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row's figure; `best` if no fair row of the table is better."""
+
+    estimate: Estimate | None
+    best: bool
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """`lacking` counts the subset's pairs that the row has no picture for."""
+
+    row: Row
+    cells: list[Cell]
+    lacking: int
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows by group, one column a figure, over one subset of the pairs."""
+
+    subset: str
+    pairs: int
+    scenes: int
+    figures: list[Figure]
+    groups: list[tuple[str, list[TableRow]]]
+
+    @property
+    def rows(self) -> list[TableRow]:
+        return [row for _, rows in self.groups for row in rows]
+
+
+@dataclass(frozen=True)
+class DifferenceCell:
+    """A paired difference; `reach` is the largest end of an interval in its column, which a drawing is scaled by."""
+
+    estimate: Estimate
+    verdict: Verdict
+    reach: float
+
+
+@dataclass(frozen=True)
+class DifferenceTable:
+    """Paired differences over one subset: (row, against, one cell or None a figure)."""
+
+    subset: str
+    figures: list[Figure]
+    rows: list[tuple[Row, Row, list[DifferenceCell | None]]]
+
+
+def build_table(results: Results, rows: Sequence[Row], subset: str) -> Table | None:
+    """The table of these rows over one subset, without rows and figures that nothing is known of; None if empty."""
+    rows = [row for row in rows if any(estimate_of(results, row.name, f, subset) for f in results.figures)]
+    figures = [f for f in results.figures if any(estimate_of(results, row.name, f, subset) for row in rows)]
+    if not rows:
+        return None
+    best = {figure.name: {row.name for row in best_rows(results, rows, figure, subset)} for figure in figures}
+    groups: dict[str, list[TableRow]] = {}
+    for row in rows:
+        cells = [Cell(estimate_of(results, row.name, f, subset), row.name in best[f.name]) for f in figures]
+        lacking = pairs_without_picture(results, row.name, subset)
+        groups.setdefault(GROUP_TITLES[row.group], []).append(TableRow(row, cells, lacking))
+    pairs = [pair for pair in results.pairs if subset in pair.subsets]
+    return Table(subset, len(pairs), len({pair.scene for pair in pairs}), figures, list(groups.items()))
+
+
+def build_tables(results: Results, rows: Sequence[Row]) -> list[Table]:
+    """One table for each subset that has pairs."""
+    tables = [build_table(results, rows, subset) for subset in SUBSETS]
+    return [table for table in tables if table]
+
+
+def build_difference_tables(results: Results) -> list[DifferenceTable]:
+    """One table of paired differences for each subset that has some."""
+    tables = []
+    for subset in SUBSETS:
+        entries = [d for d in results.differences if d.subset == subset and not math.isnan(d.estimate.value)]
+        figures = [f for f in results.figures if any(entry.figure == f.name for entry in entries)]
+        reach = {
+            f.name: max(max(abs(d.estimate.low), abs(d.estimate.high)) for d in entries if d.figure == f.name)
+            for f in figures
+        }
+        rows = []
+        for row, against in dict.fromkeys((entry.row, entry.against) for entry in entries):
+            cells: list[DifferenceCell | None] = []
+            for figure in figures:
+                estimate, verdict = compare(results, row, against, figure, subset)
+                cells.append(DifferenceCell(estimate, verdict, reach[figure.name]) if estimate else None)
+            rows.append((find_row(results, row), find_row(results, against), cells))
+        if rows:
+            tables.append(DifferenceTable(subset, figures, rows))
+    return tables
+
+
+def format_number(value: float, digits: int) -> str:
+    """A value with its decimals, a true minus sign, and no minus before zero."""
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
+
+
+def format_interval(estimate: Estimate, digits: int) -> str:
+    """ "low to high", or nothing where there is no interval."""
+    if not (math.isfinite(estimate.low) and math.isfinite(estimate.high)) or estimate.low == estimate.high:
+        return ""
+    return f"{format_number(estimate.low, digits)} to {format_number(estimate.high, digits)}"
+
+
+def write_table_csv(results: Results, path: Path) -> None:
+    """Every estimate on a line of its own, unrounded."""
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["row", "title", "group", "subset", "figure", "value", "low", "high"])
+        for row in results.rows:
+            for subset, estimates in results.estimates.get(row.name, {}).items():
+                for figure, e in estimates.items():
+                    writer.writerow([row.name, row.title, row.group, subset, figure, e.value, e.low, e.high])
+
+
+def write_pairs_csv(results: Results, path: Path) -> None:
+    """A line for each row and pair, with the figures that a pair has; empty where the row has no picture."""
+    figures = [figure.name for figure in results.figures if figure.per_pair]
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["index", "scene", "reference", "target", "gap", "turn", "subsets", "row", *figures])
+        for index, pair in enumerate(results.pairs):
+            names = [pair.scene, pair.reference, pair.target, pair.gap, pair.turn, " ".join(pair.subsets)]
+            for row, values in results.values.items():
+                writer.writerow([index, *names, row, *(values[f][index] if f in values else None for f in figures)])
+
+
+def write_latex(results: Results, path: Path) -> None:
+    r"""The main tables, one for each subset, for \usepackage{booktabs}."""
+    tables = build_tables(results, main_rows(results))
+    with atomic_path(path) as temporary:
+        temporary.write_text("\n".join(map(_latex_table, tables)), encoding="utf-8")
+
+
+_LATEX_SPECIAL = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    **{character: "\\" + character for character in "{}$&#%_"},
+}
+_LATEX_ARROWS = {"higher": r"$\uparrow$", "lower": r"$\downarrow$", "one": r"$\to 1$"}
+
+
+def escape_latex(text: str) -> str:
+    """User's text as LaTeX that prints it."""
+    return "".join(_LATEX_SPECIAL.get(character, character) for character in " ".join(text.split()))
+
+
+def _latex_table(table: Table) -> str:
+    caption = f"{SUBSETS[table.subset]}: {table.pairs} pairs of {table.scenes} scenes."
+    caption = escape_latex(caption[0].upper() + caption[1:])
+    caption += " 95\\% bootstrap intervals over scenes; best in bold."
+    if any(row.row.uses_target for row in table.rows):
+        caption += r" $^\dagger$sees the true target."
+    if any(row.lacking for row in table.rows):
+        caption += r" $^\ddagger$not on every pair, so not compared."
+    heads = [f"{escape_latex(figure.title)} {_LATEX_ARROWS[figure.better]}" for figure in table.figures]
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{caption}}}",
+        rf"\label{{tab:{table.subset}}}",
+        rf"\begin{{tabular}}{{l{'c' * len(heads)}}}",
+        r"\toprule",
+        " & ".join(["", *heads]).strip() + r" \\",
+    ]
+    for _, rows in table.groups:
+        lines.append(r"\midrule")
+        for row in rows:
+            marks = (r"$^\dagger$" if row.row.uses_target else "") + (r"$^\ddagger$" if row.lacking else "")
+            cells = [_latex_cell(cell, f.digits) for cell, f in zip(row.cells, table.figures, strict=True)]
+            lines.append(" & ".join([escape_latex(row.row.title) + marks, *cells]) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+
+
+def _latex_cell(cell: Cell, digits: int) -> str:
+    if cell.estimate is None:
+        return "--"
+    value = _latex_number(cell.estimate.value, digits)
+    text = rf"\mathbf{{{value}}}" if cell.best else value
+    if format_interval(cell.estimate, digits):
+        low, high = (_latex_number(end, digits) for end in (cell.estimate.low, cell.estimate.high))
+        text += f"_{{{low}}}^{{{high}}}"
+    return f"${text}$"
+
+
+def _latex_number(value: float, digits: int) -> str:
+    return format_number(value, digits).replace("−", "-").replace("∞", r"\infty")
