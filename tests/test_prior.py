@@ -1,5 +1,6 @@
 """The latent prior on miniature diffusers models, each saved to a folder and loaded again."""
 
+import copy
 import json
 import math
 
@@ -281,10 +282,33 @@ def test_fingerprint_changes_with_whatever_changes_latents():
         fingerprint(schedule={"beta_end": 0.013}),
         fingerprint(schedule={"prediction_type": "v_prediction"}),
         fingerprint(change=lambda prior: prior.unet.conv_in.bias.data.add_(0.1)),
-        fingerprint(change=lambda prior: prior.vae.decoder.conv_out.bias.data.add_(0.1)),
+        fingerprint(change=lambda prior: prior.vae.encoder.conv_out.bias.data.add_(0.1)),
+        fingerprint(change=lambda prior: prior.vae.quant_conv.bias.data.add_(0.1)),
     ]
     assert len(set(prints)) == len(prints)
     assert fingerprint() == prints[0]
+
+
+@pytest.mark.parametrize("make", [kl, tiny, dc])
+def test_fingerprint_allows_another_decoder_but_no_other_encoder(make):
+    torch.manual_seed(0)
+    prior = LatentPrior(make(), unet(), SD)
+
+    def changed(*names):
+        other = copy.deepcopy(prior)
+        other._fingerprint = None
+        for name in names:
+            for weight in getattr(other.vae, name).parameters():
+                weight.data.add_(0.1)
+        return other
+
+    other = changed("decoder", *(["post_quant_conv"] if make is kl else []))
+    pictures = torch.rand(1, 3, 16, 16) * 2 - 1
+    latents = prior.encode(pictures)
+    torch.testing.assert_close(other.encode(pictures), latents, rtol=0, atol=0)
+    assert not torch.allclose(other.decode(latents), prior.decode(latents))
+    assert other.fingerprint() == prior.fingerprint()
+    assert changed("encoder").fingerprint() != prior.fingerprint()
 
 
 def test_text_prior_survives_saving_and_loading(text_prior, tmp_path, latents):

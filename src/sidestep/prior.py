@@ -269,7 +269,9 @@ class LatentPrior(torch.nn.Module):
         return int((self.alphas_cumprod - ALPHA_AT_T_STAR).abs().argmin())
 
     def fingerprint(self) -> str:
-        """sha256 (hex) of what inverted latents depend on: the autoencoder, the U-Net and the schedule.
+        """sha256 (hex) of what inverted latents depend on: the autoencoder's encoder, the U-Net and the schedule.
+
+        Not of the decoder: a better one may take its place, and what was trained on the latents stays valid.
 
         Weights enter as bfloat16, the coarsest precision they are run in, so that the same model loaded (or saved
         again) as float32, bfloat16 or, if stored in half precision, float16 keeps its fingerprint. Computed once:
@@ -282,6 +284,8 @@ class LatentPrior(torch.nn.Module):
                 settings = {key: network.config.get(key) for key in FINGERPRINT_FIELDS}
                 digest.update(json.dumps([type(network).__name__, settings], sort_keys=True).encode())
                 for key, weight in sorted(network.state_dict().items()):
+                    if network is self.vae and key.startswith(("decoder.", "post_quant_conv.")):
+                        continue
                     digest.update(f"{key} {tuple(weight.shape)}".encode())
                     half = weight.detach().to(torch.bfloat16).cpu().contiguous()
                     digest.update(half.view(torch.uint8).numpy().data if half.ndim else str(half.item()).encode())
