@@ -10,8 +10,8 @@ from sidestep.evaluation.tables import format_number
 DISTANCES = ("near", "middle", "far")
 
 # A chart's units are near CSS pixels at the width of a phone, so that its text of 12 stays legible there.
-WIDTH, LEFT, RIGHT, TOP = 420, 46, 268, 12
-LABEL_X, LABEL_GAP, LABEL_CHARACTERS = 286, 15, 21
+WIDTH, LEFT, RIGHT, TOP = 440, 46, 250, 12
+LABEL_X, LABEL_GAP, LABEL_CHARACTERS = 266, 15, 24
 LEAST_PLOT_HEIGHT = 190
 COLOURS, DASHES = 8, 5  # as many as style.css has classes for
 
@@ -44,6 +44,7 @@ class Chart:
     Attributes:
         columns: (x, name, frames apart).
         ticks: (y, value as text).
+        ideal: the height of 1 in a figure that is best there, if the chart reaches it.
         band: the corners of the main row's interval, as SVG points; empty if it has none.
         words: what the main row's line says, for who does not see it.
     """
@@ -54,6 +55,7 @@ class Chart:
     columns: list[tuple[float, str, str]]
     ticks: list[tuple[float, str]]
     lines: list[Line]
+    ideal: float | None
     band: str
     words: str
 
@@ -98,12 +100,15 @@ def distance_chart(results: Results, figure: Figure, main_row: str) -> Chart | N
         figure=figure,
         height=bottom + 42,
         bottom=bottom,
-        columns=[(x[subset], subset, SUBSETS[subset].replace(" apart", "")) for subset in subsets],
+        columns=[
+            (x[subset], subset, SUBSETS[subset].replace(" apart", "").replace(" and more", "+")) for subset in subsets
+        ],
         ticks=[(y(value), format_number(value, decimals)) for value in values],
         lines=[
             Line(row, styles[row.name], points[row.name], _shorten(row), label_y)
             for row, label_y in zip(rows, label_ys, strict=True)
         ],
+        ideal=y(1.0) if figure.better == "one" and values[0] <= 1 <= values[-1] else None,
         band=" ".join(f"{at:g},{height:g}" for at, height in band),
         words="; ".join(words for _, _, words in points.get(main_row, points[rows[-1].name])),
     )

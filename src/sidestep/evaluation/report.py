@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from sidestep.evaluation.charts import distance_chart
+from sidestep.evaluation import charts
 from sidestep.evaluation.comparison import (
     FigureSummary,
     choose_main_figure,
@@ -76,12 +76,13 @@ def render_page(results: Results, main: Row, pictures: Path | None) -> str:
             name: load_gallery(results, getattr(shown, name), pictures, main.name)
             for name in ("first", "best", "worst")
         }
-    charts = [distance_chart(results, figure, main.name) for figure in results.figures]
+    drawn = [charts.distance_chart(results, figure, main.name) for figure in results.figures]
     return environment.get_template("report.html").render(
         results=results,
         title=_title(results.about),
         subsets=SUBSETS,
         scenes=scenes,
+        about_one=any(figure.better == "one" for figure in results.figures),
         few_scenes=scenes < FEW_SCENES,
         about=_about(results.about),
         main=main,
@@ -93,7 +94,8 @@ def render_page(results: Results, main: Row, pictures: Path | None) -> str:
         difference_tables=build_difference_tables(results),
         limits=build_table(results, _with_group(results, "limit", comparison), "all"),
         options=build_table(results, _with_group(results, "option", comparison), "all"),
-        charts=[chart for chart in charts if chart],
+        charts=[chart for chart in drawn if chart],
+        layout={"width": charts.WIDTH, "left": charts.LEFT, "right": charts.RIGHT, "label": charts.LABEL_X},
         galleries=galleries,
     )
 

@@ -29,7 +29,7 @@ GROUP_TITLES = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One row's figure; `best` if no fair row of the table is better."""
+    """One row's figure; `best` if no fair row of the table is better and there is another to compare with."""
 
     estimate: Estimate | None
     best: bool
@@ -58,6 +58,10 @@ class Table:
     def rows(self) -> list[TableRow]:
         return [row for _, rows in self.groups for row in rows]
 
+    @property
+    def has_best(self) -> bool:
+        return any(cell.best for row in self.rows for cell in row.cells)
+
 
 @dataclass(frozen=True)
 class DifferenceCell:
@@ -83,7 +87,10 @@ def build_table(results: Results, rows: Sequence[Row], subset: str) -> Table | N
     figures = [f for f in results.figures if any(estimate_of(results, row.name, f, subset) for row in rows)]
     if not rows:
         return None
-    best = {figure.name: {row.name for row in best_rows(results, rows, figure, subset)} for figure in figures}
+    contest = sum(not row.uses_target for row in rows) > 1
+    best = {
+        figure.name: {row.name for row in best_rows(results, rows, figure, subset) if contest} for figure in figures
+    }
     groups: dict[str, list[TableRow]] = {}
     for row in rows:
         cells = [Cell(estimate_of(results, row.name, f, subset), row.name in best[f.name]) for f in figures]
@@ -138,7 +145,7 @@ def format_interval(estimate: Estimate, digits: int) -> str:
 def write_table_csv(results: Results, path: Path) -> None:
     """Every estimate on a line of its own, unrounded."""
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["row", "title", "group", "subset", "figure", "value", "low", "high"])
         for row in results.rows:
             for subset, estimates in results.estimates.get(row.name, {}).items():
@@ -150,7 +157,7 @@ def write_pairs_csv(results: Results, path: Path) -> None:
     """A line for each row and pair, with the figures that a pair has; empty where the row has no picture."""
     figures = [figure.name for figure in results.figures if figure.per_pair]
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["index", "scene", "reference", "target", "gap", "turn", "subsets", "row", *figures])
         for index, pair in enumerate(results.pairs):
             names = [pair.scene, pair.reference, pair.target, pair.gap, pair.turn, " ".join(pair.subsets)]
@@ -172,7 +179,7 @@ _LATEX_SPECIAL = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
+    '"': "''",
     **{character: "\\" + character for character in "{}$&#%_"},
 }
 _LATEX_ARROWS = {"higher": r"$\uparrow$", "lower": r"$\downarrow$", "one": r"$\to 1$"}
@@ -186,7 +193,7 @@ def escape_latex(text: str) -> str:
 def _latex_table(table: Table) -> str:
     caption = f"{SUBSETS[table.subset]}: {table.pairs} pairs of {table.scenes} scenes."
     caption = escape_latex(caption[0].upper() + caption[1:])
-    caption += " 95\\% bootstrap intervals over scenes; best in bold."
+    caption += " 95\\% bootstrap intervals over scenes" + ("; best in bold." if table.has_best else ".")
     if any(row.row.uses_target for row in table.rows):
         caption += r" $^\dagger$sees the true target."
     if any(row.lacking for row in table.rows):
