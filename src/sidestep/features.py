@@ -6,9 +6,10 @@ EfficientNet-Lite0, because its weights come as an ordinary package (18.8 MB, Ap
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from sidestep.errors import SidestepError
@@ -41,7 +42,7 @@ class ImageFeatures:
     Gradients pass through to the pictures, so `perceptual_distance` can be a loss.
     """
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: Any):  # an EfficientNet; its package has no types
         self._network = network.eval().requires_grad_(False)
 
     @classmethod

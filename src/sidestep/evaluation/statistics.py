@@ -35,8 +35,7 @@ def bootstrap(
         return None
     present = [value for value, _ in kept]
     membership = _membership([scene for _, scene in kept])
-    mean = _mean_by_counts(present, membership, geometric)
-    return _estimate(mean, membership.shape[0], seed, draws)
+    return _estimate(_mean_by_counts(present, membership, geometric), len(membership), seed, draws)
 
 
 def paired_difference(
@@ -62,17 +61,17 @@ def paired_difference(
     membership = _membership([scene for _, _, scene in both])
     of_a = _mean_by_counts([left for left, _, _ in both], membership, geometric)
     of_b = _mean_by_counts([right for _, right, _ in both], membership, geometric)
-    return _estimate(lambda counts: of_a(counts) - of_b(counts), membership.shape[0], seed, draws)
+    return _estimate(lambda counts: of_a(counts) - of_b(counts), len(membership), seed, draws)
 
 
 def kernel_distance(real: Tensor, fake: Tensor) -> float:
     """How far apart two sets of feature vectors are, (n, d) and (n, d), n at least 2: KID's unbiased estimator.
 
     The squared maximum mean discrepancy under the kernel (x·y/d + 1)³ (Bińkowski et al. 2018); about 0, and as often
-    below as above, for two samples of one distribution.
+    below as above, for two samples of one distribution. Each of a set meets all of the other, as in KID, its own
+    partner too, so a set of views that follow their photos closely comes out below 0, by the order of 1/n.
     """
-    discrepancy = _kernel_by_counts(real, fake, ["one scene"] * len(real))
-    return float(discrepancy(np.ones((1, 1)))[0])
+    return float(_Kernel(real, fake, ["one scene"] * len(real)).value())
 
 
 def kernel_bootstrap(
@@ -90,7 +89,8 @@ def kernel_bootstrap(
     """
     if len(real) < 2:
         return None
-    return _estimate(_kernel_by_counts(real, fake, scenes), len(set(scenes)), seed, draws)
+    kernel = _Kernel(real, fake, scenes)
+    return _estimate(kernel.discrepancy, len(kernel.pairs), seed, draws, kernel.value())
 
 
 def frechet_distance(real: Tensor, fake: Tensor) -> float:
@@ -111,9 +111,12 @@ def _covariance_root(features: Tensor) -> Tensor:
     return torch.linalg.qr(centred, mode="r").R if len(centred) > centred.shape[1] else centred
 
 
-def _estimate(statistic: Callable[[_Floats], _Floats], scenes: int, seed: int, draws: int) -> Estimate:
-    """Of a statistic of how often each scene is counted: (draws, scenes) to (draws,)."""
-    value = float(statistic(np.ones((1, scenes)))[0])
+def _estimate(
+    statistic: Callable[[_Floats], _Floats], scenes: int, seed: int, draws: int, value: float | None = None
+) -> Estimate:
+    """Of a statistic of how often each scene is counted, (draws, scenes) to (draws,); `value` is that of each once."""
+    if value is None:
+        value = float(statistic(np.ones((1, scenes)))[0])
     if scenes == 1:
         return Estimate(value, value, value)
     counts = np.random.default_rng(seed).multinomial(scenes, np.full(scenes, 1.0 / scenes), size=draws)
@@ -139,28 +142,36 @@ def _mean_by_counts(values: Sequence[float], membership: _Floats, geometric: boo
     return mean
 
 
-def _kernel_by_counts(real: Tensor, fake: Tensor, scenes: Sequence[str]) -> Callable[[_Floats], _Floats]:
-    membership = _membership(scenes)
-    pairs = membership.sum(1)
-    other_pictures = np.outer(pairs, pairs) - np.diag(pairs)
-    within_real = _kernel_sums(real, real, membership, same=False)
-    within_fake = _kernel_sums(fake, fake, membership, same=False)
-    across = _kernel_sums(real, fake, membership, same=True)
+class _Kernel:
+    """Kernel sums between scenes, all that a draw needs of the pictures."""
 
-    def discrepancy(counts: _Floats) -> _Floats:
+    def __init__(self, real: Tensor, fake: Tensor, scenes: Sequence[str]):
+        membership = _membership(scenes)
+        self.pairs = membership.sum(1)
+        self._within = _kernel_sums(real, real, membership, same=False) + _kernel_sums(
+            fake, fake, membership, same=False
+        )
+        self._across = _kernel_sums(real, fake, membership, same=True)
+
+    def value(self) -> float:
+        pairs = self.pairs.sum()
+        return float(self._within.sum() / (pairs * (pairs - 1.0)) - 2.0 * self._across.sum() / pairs**2)
+
+    def discrepancy(self, counts: _Floats) -> _Floats:
+        everything = np.outer(self.pairs, self.pairs)
         with np.errstate(invalid="ignore"):  # a draw of one scene with one pair, over and over, has no distance
-            within = _counted(within_real + within_fake, counts) / _counted(other_pictures, counts)
-            between: _Floats = _counted(across, counts) / _counted(np.outer(pairs, pairs), counts)
-        return within - 2.0 * between
-
-    return discrepancy
+            within = _counted(self._within, counts) / _counted(everything - np.diag(self.pairs), counts)
+            across: _Floats = _counted(self._across, counts) / _counted(everything, counts)
+        return within - 2.0 * across
 
 
 def _counted(by_scenes: _Floats, counts: _Floats) -> _Floats:
     """(draws,): sums of a (scenes, scenes) table over drawn scenes, where a copy of a scene does not meet another."""
-    everything = ((counts @ by_scenes) * counts).sum(1)
-    result: _Floats = everything + (counts - counts**2) @ np.diag(by_scenes)
-    return result
+    scenes = len(by_scenes)
+    own = np.diag(by_scenes)
+    between: _Floats = ((counts @ (by_scenes - np.diag(own))) * counts).sum(1)
+    # Two given scenes are drawn together 1 - 1/scenes times on average, one with itself once.
+    return between / (1.0 - 1.0 / scenes) + counts @ own
 
 
 def _kernel_sums(x: Tensor, y: Tensor, membership: _Floats, *, same: bool) -> _Floats:
