@@ -474,6 +474,102 @@ def test_init_starts_from_a_finished_prior(finished: PretrainConfig, tmp_path: P
     assert load(config.out / "prior").fingerprint() != load(finished.out / "prior").fingerprint()
 
 
+def test_a_new_decoder_leaves_the_latents_as_they_were(finished: PretrainConfig, tmp_path: Path) -> None:
+    config = settings(finished.data, tmp_path / "run", init=str(finished.out / "prior"))
+    config.autoencoder.train = "decoder"
+    config.unet.steps = 0
+    before, after = load(finished.out / "prior"), load(train(config))
+    pictures = torch.stack([to_tensor(picture(seed)) for seed in range(3)])
+    latents = before.encode(pictures)
+    torch.testing.assert_close(after.encode(pictures), latents, rtol=0, atol=0)
+    assert not torch.allclose(after.decode(latents), before.decode(latents), atol=1e-3)
+    assert after.fingerprint() == before.fingerprint()  # so a TUNet and a store of latents stay valid
+    assert after.vae.config.scaling_factor == before.vae.config.scaling_factor
+    torch.testing.assert_close(after.unet.state_dict(), before.unet.state_dict(), rtol=0, atol=0)
+    assert not (config.out / "unet").exists()
+    # The checkpoint holds what is trained.
+    assert not any("encoder" in name for name in load_file(config.out / "autoencoder" / "checkpoint.safetensors"))
+    with pytest.raises(SidestepError, match=r"autoencoder\.train=decoder: needs init"):
+        pretrain(replace(config, init=None))
+
+
+def test_a_unet_that_goes_on_keeps_the_scale_of_an_encoder_that_does_not(
+    finished: PretrainConfig, tmp_path: Path
+) -> None:
+    other = write_pictures(tmp_path / "pictures")
+    for path in other.iterdir():
+        Image.open(path).point(lambda value: value // 2).save(path)  # darker: on their own they had another scale
+    config = settings(other, tmp_path / "run", init=str(finished.out / "prior"))
+    config.autoencoder.steps = 0
+    train(config)
+    scale = load(finished.out / "prior").vae.config.scaling_factor
+    assert load(config.out / "prior").vae.config.scaling_factor == scale
+    stored = load_file(config.out / "unet" / "latents.safetensors")["train"].float()
+    assert float(stored.std()) != pytest.approx(1, abs=0.02)
+    darker = to_tensor(load_image(pictures_by_split(other)["train"][0]))
+    encoded = load(finished.out / "prior").encode(darker[None])
+    torch.testing.assert_close(encoded[0], stored[0], rtol=0.02, atol=0.02)
+
+
+def test_a_perceptual_term_compares_what_is_mirrored_with_the_mirrored_picture(finished: PretrainConfig) -> None:
+    options = replace(finished.autoencoder, perceptual_weight=0.5)
+    config = replace(finished, autoencoder=options)
+    pictures = pictures_by_split(config.data)
+    task = sidestep.pretraining._AutoencoderTask(build_autoencoder(options), pictures, config)
+    batch = task.collate([item for step in range(2) for item in task.draw(step)])
+    assert task.loss(Perfect(mirrors=True), batch)[1]["perceptual"] < 1e-6
+    assert task.loss(Perfect(mirrors=False), batch)[1]["perceptual"] > 0.05
+
+    class Shifted(Perfect):
+        def forward(self, images: Any, *arguments: Any, **options: Any) -> Any:
+            result, latents = super().forward(images, *arguments, **options)
+            result = result.roll(2, dims=-1).detach().requires_grad_()
+            self.result = result
+            return result, latents
+
+    model = Shifted(mirrors=True)
+    gradients = {}
+    for weight in (0.0, 0.5, 1.0):
+        options.perceptual_weight = weight
+        torch.manual_seed(0)
+        task.loss(model, batch)[0].backward()
+        gradients[weight] = model.result.grad
+    perceptual = gradients[0.5] - gradients[0.0]
+    assert float(perceptual.norm()) > 0
+    torch.testing.assert_close(gradients[1.0] - gradients[0.0], 2 * perceptual, rtol=1e-3, atol=1e-6)
+
+
+def test_validation_tells_sharpness_where_a_perceptual_term_is_on(finished: PretrainConfig, tmp_path: Path) -> None:
+    config = photographed(finished, tmp_path / "photographs")
+    config = replace(config, autoencoder=replace(config.autoencoder, perceptual_weight=0.5))
+    captured, photographs = pictures_by_split(config.data), pictures_by_split(tmp_path / "photographs")
+    for path in photographs["val"]:
+        picture(3, (96, 64)).save(path)
+    task = sidestep.pretraining._AutoencoderTask(build_autoencoder(config.autoencoder), captured, config, photographs)
+
+    class Altered(Perfect):
+        def __init__(self, alter: Any) -> None:
+            super().__init__(mirrors=True)
+            self.alter = alter
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, images: Any, noise: float = 0.0, mirrored: Any = None) -> Any:
+            result, latents = super().forward(self.alter(images), noise, mirrored)
+            return result, latents
+
+    def told(alter: Any) -> dict[str, float]:
+        return task.validate(Altered(alter))[0]
+
+    equal = told(lambda images: images)
+    blurred = told(lambda images: torch.nn.functional.avg_pool2d(images, 5, 1, 2, count_include_pad=False))
+    grainy = told(lambda images: images + 0.3 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0)))
+    for kind in ("", "_photographs"):
+        assert equal[f"sharpness{kind}"] == pytest.approx(1)
+        assert blurred[f"sharpness{kind}"] < 0.9
+        assert grainy[f"sharpness{kind}"] > 1.1
+        assert equal[f"perceptual{kind}"] < 1e-6 < min(blurred[f"perceptual{kind}"], grainy[f"perceptual{kind}"])
+
+
 def test_an_init_that_does_not_fit_is_refused(finished: PretrainConfig, tmp_path: Path) -> None:
     init = str(finished.out / "prior")
     config = settings(finished.data, tmp_path / "run", init=init)

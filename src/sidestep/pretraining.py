@@ -28,6 +28,7 @@ from sidestep.captures.splits import Split, model_split
 from sidestep.config import settings
 from sidestep.devices import autocast, choose_device
 from sidestep.errors import SidestepError
+from sidestep.features import ImageFeatures, perceptual_distance
 from sidestep.files import atomic_path
 from sidestep.images import load_image, resize_and_crop, to_image, to_tensor
 from sidestep.inversion import inversion_grid, invert, sample
@@ -51,11 +52,15 @@ class AutoencoderConfig(LoopConfig):
     """The autoencoder: diffusers' AutoencoderDC with residual blocks only, 8 times smaller on each side.
 
     Attributes:
+        train: "decoder" leaves the encoder of `init` as it is, and with it every latent: the U-Net and a TUNet that
+            were trained on its latents stay valid.
         crop: side of the square crops that it is trained on, in pixels.
         latent_noise: largest deviation of the noise put on the latents before decoding, because the latents that
             the decoder will be given are never exact.
         colour_weight: of the error in hue, averaged over a latent's cell.
         latent_weight: of the penalty that draws each latent channel towards mean 0 and deviation 1.
+        perceptual_weight: of `features.perceptual_distance`, for texture where an error of pixels prefers a blur; 0
+            does without, and without the packages that it needs.
     """
 
     steps: int = 1000
@@ -64,6 +69,7 @@ class AutoencoderConfig(LoopConfig):
     save_every: int = 50
     sample_every: int = 200
     ema_decay: float = 0.995
+    train: Literal["all", "decoder"] = "all"
     crop: int = 128
     latent_channels: int = 4
     channels: tuple[int, ...] = (32, 48, 96, 192)
@@ -72,6 +78,7 @@ class AutoencoderConfig(LoopConfig):
     latent_noise: float = 0.1
     latent_weight: float = 0.02
     colour_weight: float = 4.0
+    perceptual_weight: float = 0.0
 
 
 @settings
@@ -120,9 +127,14 @@ class PretrainConfig:
 def pretrain(config: PretrainConfig) -> Path:
     """Trains the autoencoder, then the U-Net; returns the folder of the finished prior. Run again to resume.
 
+    An encoder that stays `init`'s (`autoencoder.train="decoder"`, or no steps) keeps its scaling factor, so that its
+    latents stay the same; with no steps of the U-Net either, nothing is encoded.
+
     Raises:
         SidestepError: if there are no pictures, or a folder given by `init` does not fit.
     """
+    if config.autoencoder.train == "decoder" and config.init is None:
+        raise SidestepError("autoencoder.train=decoder: needs init, the prior whose encoder is kept")
     if not 0 <= config.photograph_share <= 1:
         raise SidestepError(f"photograph_share={config.photograph_share}: must be a share between 0 and 1")
     pictures = pictures_by_split(config.data)
@@ -132,14 +144,20 @@ def pretrain(config: PretrainConfig) -> Path:
     training = _AutoencoderTask(vae, pictures, config, photographs)
     fit(training, config.autoencoder, config.out / "autoencoder", config)
     vae = training.model.vae
-    latent_size = config.image_size // 2 ** (len(vae.config.encoder_block_out_channels) - 1)
-    unet = initial.unet if initial else build_unet(config.unet, latent_size, vae.config.latent_channels)
     process = PartialState()
-    with process.main_process_first():  # the others find it on disk
-        latents = _encode_once(vae, pictures, photographs, config)
-    task = _UNetTask(unet, vae, latents, config)
-    fit(task, config.unet, config.out / "unet", config)
-    prior = task.prior().half()  # before anything is inverted with it: the stored weights are the prior
+    encoder_kept = config.autoencoder.train == "decoder" or config.autoencoder.steps == 0
+    if initial and encoder_kept and config.unet.steps == 0:
+        prior = initial  # whose decoder has been trained where it is
+    else:
+        latent_size = config.image_size // 2 ** (len(vae.config.encoder_block_out_channels) - 1)
+        unet = initial.unet if initial else build_unet(config.unet, latent_size, vae.config.latent_channels)
+        factor = vae.config.scaling_factor if initial and encoder_kept else None
+        with process.main_process_first():  # the others find it on disk
+            latents = _encode_once(vae, pictures, photographs, config, factor)
+        task = _UNetTask(unet, vae, latents, config)
+        fit(task, config.unet, config.out / "unet", config)
+        prior = task.prior()
+    prior = prior.half()  # before anything is inverted with it: the stored weights are the prior
     if process.is_main_process:
         with atomic_path(config.out / "prior") as temporary:
             prior.save_pretrained(temporary)
@@ -244,6 +262,9 @@ class _AutoencoderTask:
         self, vae: AutoencoderDC, pictures: Pictures, config: PretrainConfig, photographs: Pictures | None = None
     ) -> None:
         self.model = _AutoencoderTraining(vae)
+        vae.encoder.requires_grad_(config.autoencoder.train == "all")
+        perceptual = config.autoencoder.perceptual_weight > 0
+        self.features = ImageFeatures.load(PartialState().device) if perceptual else None
         self.config = config
         self.captured = len(pictures["train"])
         self.pictures = pictures["train"] + (photographs["train"] if photographs else [])
@@ -286,16 +307,29 @@ class _AutoencoderTask:
         # own, averaged over a latent's cell.
         hues = F.avg_pool2d(reconstruction - target, 2 ** (len(self.config.autoencoder.channels) - 1))
         hues = hues - hues.mean(dim=1, keepdim=True)
-        error = error + self.config.autoencoder.colour_weight * hues.abs().mean()
-        mean = latents.mean(dim=(0, 2, 3))
-        deviation = latents.std(dim=(0, 2, 3))
-        penalty = (mean**2 + deviation.clamp(min=1e-3).log() ** 2).mean()
-        return error + self.config.autoencoder.latent_weight * penalty, {
-            "latent_deviation": float(deviation.detach().mean())
-        }
+        own = self.config.autoencoder
+        error = error + own.colour_weight * hues.abs().mean()
+        figures = {}
+        if own.train == "all":
+            mean = latents.mean(dim=(0, 2, 3))
+            deviation = latents.std(dim=(0, 2, 3))
+            penalty = (mean**2 + deviation.clamp(min=1e-3).log() ** 2).mean()
+            error = error + own.latent_weight * penalty
+            figures["latent_deviation"] = float(deviation.detach().mean())
+        if self.features:
+            # In float32, outside of autocast: bfloat16 would be no faster here.
+            distance = perceptual_distance(self.features, reconstruction, target).mean()
+            error = error + own.perceptual_weight * distance
+            figures["perceptual"] = float(distance.detach())
+        return error, figures
 
     @torch.no_grad()
     def validate(self, model: torch.nn.Module) -> tuple[dict[str, float], Image.Image]:
+        """PSNR of held-out pictures, and of photographs, whose figures end in `_photographs`.
+
+        With a perceptual term also that distance and the sharpness: the energy of the reconstructions' gradients as
+        a share of the pictures' own. Below 1 they are blurred, above 1 there is grain in them.
+        """
         device = next(model.parameters()).device
 
         def reconstruct(images: Tensor, flip: bool) -> Tensor:
@@ -310,6 +344,11 @@ class _AutoencoderTask:
             result, mirrored = reconstruct(images, False), reconstruct(images, True)
             figures[f"psnr{name}"] = float(_psnr(images, result).mean())
             figures[f"psnr_mirrored{name}"] = float(_psnr(images.flip(-1), mirrored).mean())
+            if self.features:
+                pairs = zip(result.split(4), images.split(4), strict=True)
+                distances = [perceptual_distance(self.features, *pair) for pair in pairs]
+                figures[f"perceptual{name}"] = float(torch.cat(distances).mean())
+                figures[f"sharpness{name}"] = float(_gradient_energy(result) / _gradient_energy(images))
             rows += [images[::2], result[::2]]
         return figures, to_image(_sheet(rows))
 
@@ -409,17 +448,17 @@ class _UNetTask:
 
 @torch.no_grad()
 def _encode_once(
-    vae: AutoencoderDC, pictures: Pictures, photographs: Pictures | None, config: PretrainConfig
+    vae: AutoencoderDC, pictures: Pictures, photographs: Pictures | None, config: PretrainConfig, factor: float | None
 ) -> dict[str, Tensor]:
     """The latents of all training pictures and of some held-out ones, and of crops of photographs, kept on disk.
 
-    Sets the autoencoder's scaling factor so that the latents of the training pictures have deviation 1; photographs,
-    which are beside them, have no say in it.
+    Where `factor` is None, sets the autoencoder's scaling factor so that the latents of the training pictures have
+    deviation 1; photographs, which are beside them, have no say in it.
     """
     device = choose_device()
     vae = vae.to(device).eval()
     path = config.out / "unet" / "latents.safetensors"
-    digest = _digest(vae, pictures, photographs, config.image_size)
+    digest = _digest(vae, pictures, photographs, config.image_size, factor)
     if path.exists():
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
@@ -437,7 +476,8 @@ def _encode_once(
         logger.info("encoding %d crops of each of %d photographs", CROPS_PER_PHOTOGRAPH, len(photographs["train"]))
         latents["train_photographs"] = _latents(vae, _crops_of(photographs["train"], size))
         latents["val_photographs"] = _latents(vae, _crops_of(photographs["val"], size))
-    factor = 1 / float(latents["train"].std())
+    if factor is None:
+        factor = 1 / float(latents["train"].std())
     latents = {name: (tensor * factor).half().contiguous() for name, tensor in latents.items()}
     vae.register_to_config(scaling_factor=factor)
     with atomic_path(path) as temporary:
@@ -463,14 +503,16 @@ def _crops_of(photographs: list[Picture], size: int) -> Iterator[Tensor]:
             yield to_tensor(_square(image, rng.uniform(0.5, 1), rng.random(), rng.random(), size))
 
 
-def _digest(vae: AutoencoderDC, pictures: Pictures, photographs: Pictures | None, image_size: int) -> str:
-    """Names what latents depend on: the autoencoder's weights, which pictures they are of, and their size."""
-    digest = hashlib.sha256(str(image_size).encode())
+def _digest(
+    vae: AutoencoderDC, pictures: Pictures, photographs: Pictures | None, image_size: int, factor: float | None
+) -> str:
+    """Names what latents depend on: the encoder's weights, the scale, which pictures they are of, and their size."""
+    digest = hashlib.sha256(f"{image_size} {factor}".encode())
     for kind, by_split in {"": pictures, "photographs ": photographs or {}}.items():
         for split in ("train", "val"):
             for picture in by_split.get(split, []):
                 digest.update(f"{kind}{split} {picture if isinstance(picture, Path) else picture.path}".encode())
-    for name, tensor in sorted(vae.state_dict().items()):
+    for name, tensor in sorted(vae.encoder.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.float().cpu().numpy().tobytes())
     return digest.hexdigest()
@@ -531,6 +573,11 @@ def _sheet(rows: list[Tensor]) -> Tensor:
     longest = max(len(images) for images in rows)
     padded = [F.pad(images.float().cpu(), (0, 0) * 3 + (0, longest - len(images)), value=1.0) for images in rows]
     return torch.cat([torch.cat(list(images), dim=-1) for images in padded], dim=1)
+
+
+def _gradient_energy(images: Tensor) -> Tensor:
+    """Mean square of the differences between neighbouring pixels, down and across."""
+    return images.diff(dim=-1).square().mean() + images.diff(dim=-2).square().mean()
 
 
 def _psnr(a: Tensor, b: Tensor) -> Tensor:
