@@ -1,5 +1,6 @@
 import hashlib
 import math
+import sys
 from pathlib import Path
 from urllib.error import URLError
 
@@ -211,7 +212,16 @@ def test_fid_is_of_the_given_weights_and_of_8_bit_pictures(monkeypatch, photos, 
     assert estimate.low == estimate.high == estimate.value > 0.0
 
 
-def test_what_cannot_be_measured_is_refused(photos):
+@pytest.mark.parametrize("package", ["torchmetrics", "torchvision", "torch_fidelity"])
+def test_without_the_packages_the_error_says_what_to_install(monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SidestepError, match=rf"{package} is not installed; run: pip install 'sidestep\[evaluate\]'"):
+        Metrics(CPU)
+
+
+def test_what_cannot_be_measured_is_refused(photos, tmp_path):
+    with pytest.raises(SidestepError, match="absent: no such folder"):
+        Metrics(CPU, weights=tmp_path / "absent")
     with pytest.raises(SidestepError, match="a size of 16 px is too small"):
         Metrics(CPU, sizes=(16,))
     metrics = Metrics(CPU)

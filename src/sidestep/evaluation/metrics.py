@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -103,9 +104,14 @@ class Metrics:
                 their addresses are asked.
 
         Raises:
-            SidestepError: if the extra `evaluate` is not installed, a size is too small, or a file of weights is not
-                what its name says.
+            SidestepError: if the extra `evaluate` is not installed, a size is too small, the folder is not there, or a
+                file of weights is not what its name says.
         """
+        for package in ("torchmetrics", "torchvision", "torch_fidelity"):
+            if find_spec(package) is None:
+                raise SidestepError(f"{package} is not installed; run: pip install 'sidestep[evaluate]'")
+        if weights is not None and not weights.is_dir():
+            raise SidestepError(f"{weights}: no such folder; name the one that holds the published weights")
         for size in sizes:
             if size < SMALLEST:
                 raise SidestepError(f"a size of {size} px is too small to measure at; take {SMALLEST} or more")
