@@ -327,6 +327,31 @@ def test_the_unet_learns_what_its_schedule_says(finished: PretrainConfig, predic
     assert float(task.loss(Answer(), task.collate([(0, 50, False), (1, 900, True)]))[0]) < 1e-8
 
 
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_min_snr_weighs_the_error_of_the_clean_latent(finished: PretrainConfig, prediction_type: str) -> None:
+    """At a signal-to-noise ratio of up to gamma the loss is the ratio, else gamma, times the clean latent's error."""
+    latents = torch.randn(1, 4, 4, 4).half()
+    task = unet_task(finished, latents, prediction_type=prediction_type, snr_gamma=5.0)
+    alphas = task.prior().alphas_cumprod.float()
+    for timestep in (50, 150, 400, 900):
+        a = alphas[timestep]
+
+        class Wrong:
+            """Answers all with 0."""
+
+            def __call__(self, noisy: torch.Tensor, timesteps: torch.Tensor, a: torch.Tensor = a) -> Any:
+                clean = latents.float()
+                predicted = noisy / a.sqrt() if prediction_type == "epsilon" else a.sqrt() * noisy
+                self.error = (predicted - clean).square().mean()
+                self.sample = torch.zeros_like(noisy)
+                return self
+
+        model = Wrong()
+        loss = float(task.loss(model, task.collate([(0, timestep, False)]))[0])
+        assert loss == pytest.approx(float(model.error * min(float(a / (1 - a)), 5.0)), rel=1e-3)
+    assert alphas[50] / (1 - alphas[50]) > 5 > alphas[400] / (1 - alphas[400])
+
+
 def test_a_validation_leaves_the_unet_trainable(finished: PretrainConfig) -> None:
     task = unet_task(finished, torch.randn(8, 4, 4, 4))
     figures, sheet = task.validate(task.model.eval())

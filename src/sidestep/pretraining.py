@@ -88,6 +88,8 @@ class UNetConfig(LoopConfig):
     Attributes:
         low_share: share of the samples whose timestep lies below `t_low`, where inversion and sampling spend most
             forwards; the rest lie above, because direct addition inverts to the last timestep.
+        snr_gamma: weighs each sample's loss so that it counts, in terms of the clean latent's error, by the
+            signal-to-noise ratio up to this value (min-SNR, Hang et al. 2023; they use 5). None weighs all alike.
     """
 
     steps: int = 3000
@@ -99,6 +101,7 @@ class UNetConfig(LoopConfig):
     prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
     t_low: int = 600
     low_share: float = 0.75
+    snr_gamma: float | None = None
 
 
 @settings
@@ -394,7 +397,14 @@ class _UNetTask:
 
     def loss(self, model: torch.nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         latents, timesteps = batch["latents"], batch["timesteps"]
-        return self._errors(model, latents, torch.randn_like(latents), timesteps).mean(), {}
+        errors = self._errors(model, latents, torch.randn_like(latents), timesteps)
+        if self.config.unet.snr_gamma is not None:
+            alpha = self.scheduler.alphas_cumprod.to(errors)[timesteps]
+            snr = alpha / (1 - alpha)
+            # What the network's error has to be multiplied with to be that of the clean latent.
+            to_clean = snr if self.config.unet.prediction_type == "epsilon" else snr + 1
+            errors = errors * snr.clamp(max=self.config.unet.snr_gamma) / to_clean
+        return errors.mean(), {}
 
     @torch.no_grad()
     def validate(self, model: torch.nn.Module) -> tuple[dict[str, float], Image.Image]:
