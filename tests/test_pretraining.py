@@ -16,23 +16,17 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import sidestep.devices
-import sidestep.pretraining
 from sidestep.cameras import Camera
 from sidestep.captures import write_capture
 from sidestep.captures.splits import model_split
 from sidestep.errors import SidestepError
 from sidestep.images import load_image, resize_and_crop, to_tensor
 from sidestep.inversion import inversion_grid, invert, sample
-from sidestep.pretraining import (
-    AutoencoderConfig,
-    PretrainConfig,
-    UNetConfig,
-    build_autoencoder,
-    build_unet,
-    pictures_by_split,
-    pretrain,
-)
-from sidestep.pretraining import _Sample as Sample
+from sidestep.pretraining import PretrainConfig, pretrain
+from sidestep.pretraining.autoencoder import AutoencoderTask, Sample, build_autoencoder
+from sidestep.pretraining.config import AutoencoderConfig, UNetConfig
+from sidestep.pretraining.pictures import pictures_by_split
+from sidestep.pretraining.unet import UNetTask, build_unet
 from sidestep.prior import LatentPrior
 from sidestep.trajectories import orbit
 
@@ -129,9 +123,7 @@ def test_held_out_pictures_train_nothing(finished: PretrainConfig) -> None:
     latents = load_file(finished.out / "unet" / "latents.safetensors")
     assert len(latents["train"]) == len(OF_SPLIT["train"])
     assert len(latents["val"]) == len(OF_SPLIT["val"][::4])
-    task = sidestep.pretraining._AutoencoderTask(
-        build_autoencoder(finished.autoencoder), pictures_by_split(finished.data), finished
-    )
+    task = AutoencoderTask(build_autoencoder(finished.autoencoder), pictures_by_split(finished.data), finished)
     drawn = {names([task.pictures[sample.picture]])[0] for step in range(100) for sample in task.draw(step)}
     assert drawn == set(OF_SPLIT["train"])
     assert set(names(task.held_out[""])) <= set(OF_SPLIT["val"])
@@ -166,7 +158,7 @@ def test_a_split_without_pictures_is_refused(
 
 def test_samples_of_the_autoencoder_are_crops_some_of_them_mirrored(finished: PretrainConfig) -> None:
     pictures = pictures_by_split(finished.data)
-    task = sidestep.pretraining._AutoencoderTask(build_autoencoder(finished.autoencoder), pictures, finished)
+    task = AutoencoderTask(build_autoencoder(finished.autoencoder), pictures, finished)
     place = Sample(picture=2, size=32, down=3 / 16, across=5 / 16, mirrored=False)
     batch = task.collate([place, place._replace(mirrored=True)])["images"]
     wanted = to_tensor(resize_and_crop(load_image(pictures["train"][2]), 32))[:, 3:19, 5:21]
@@ -195,7 +187,7 @@ def test_photographs_are_cropped_at_any_size_and_place(finished: PretrainConfig,
     # Red grows to the right, green to the bottom: a crop's colours say where it lies.
     x, y = np.meshgrid(np.arange(96) * 2, np.arange(64) * 2)
     Image.fromarray(np.stack([x, y, 0 * x], axis=-1).astype(np.uint8)).save(photographs["train"][1])
-    task = sidestep.pretraining._AutoencoderTask(build_autoencoder(config.autoencoder), captured, config, photographs)
+    task = AutoencoderTask(build_autoencoder(config.autoencoder), captured, config, photographs)
     first = len(captured["train"])
     batch = task.collate([Sample(first + 1, 64, 1, 1, False), Sample(first + 1, 32, 0, 0, True)])["images"]
     small, large = ((batch + 1) * 127.5).unbind()
@@ -256,9 +248,7 @@ class Perfect(torch.nn.Module):
 
 
 def test_a_mirrored_latent_must_decode_to_the_mirrored_picture(finished: PretrainConfig) -> None:
-    task = sidestep.pretraining._AutoencoderTask(
-        build_autoencoder(finished.autoencoder), pictures_by_split(finished.data), finished
-    )
+    task = AutoencoderTask(build_autoencoder(finished.autoencoder), pictures_by_split(finished.data), finished)
     batch = task.collate([item for step in range(4) for item in task.draw(step)])
     torch.manual_seed(0)
     assert float(task.loss(Perfect(mirrors=True), batch)[0]) < 0.01
@@ -277,9 +267,7 @@ def test_a_mirrored_latent_must_decode_to_the_mirrored_picture(finished: Pretrai
 def unet_task(config: PretrainConfig, latents: torch.Tensor, **options: Any) -> Any:
     config = replace(config, unet=replace(config.unet, **options))
     vae = build_autoencoder(config.autoencoder)
-    return sidestep.pretraining._UNetTask(
-        build_unet(config.unet, 4, 4), vae, {"train": latents, "val": latents}, config
-    )
+    return UNetTask(build_unet(config.unet, 4, 4), vae, {"train": latents, "val": latents}, config)
 
 
 def test_samples_of_the_unet_cover_every_timestep(finished: PretrainConfig) -> None:
@@ -300,9 +288,7 @@ def test_samples_of_the_unet_cover_every_timestep(finished: PretrainConfig) -> N
 def test_samples_of_the_unet_mix_captures_and_photographs(finished: PretrainConfig) -> None:
     config = replace(finished, unet=replace(finished.unet, batch_size=50))
     latents = {"train": torch.zeros(10, 4, 4, 4), "train_photographs": torch.ones(30, 4, 4, 4)}
-    task = sidestep.pretraining._UNetTask(
-        build_unet(config.unet, 4, 4), build_autoencoder(config.autoencoder), latents, config
-    )
+    task = UNetTask(build_unet(config.unet, 4, 4), build_autoencoder(config.autoencoder), latents, config)
     drawn = [index for step in range(100) for index, _, _ in task.draw(step)]
     assert set(drawn) == set(range(40))
     batches = torch.cat([task.collate(task.draw(step))["latents"] for step in range(100)])
@@ -417,7 +403,7 @@ def test_a_killed_run_resumes_to_the_same_prior(
         patch.setattr(task, "loss", dying)
 
     config = replace(finished, out=tmp_path / "run")
-    for seed, task in enumerate((sidestep.pretraining._AutoencoderTask, sidestep.pretraining._UNetTask)):
+    for seed, task in enumerate((AutoencoderTask, UNetTask)):
         with monkeypatch.context() as patch:
             die_at(4, task)
             with pytest.raises(Killed):
@@ -438,7 +424,7 @@ def test_a_killed_unet_resumes_to_the_same_weights(
     shutil.copytree(copied.out, stopped.out)
     pretrain(whole)
 
-    loss = sidestep.pretraining._UNetTask.loss
+    loss = UNetTask.loss
     calls: list[int] = []
 
     def dying(self: Any, *arguments: Any) -> Any:
@@ -448,7 +434,7 @@ def test_a_killed_unet_resumes_to_the_same_weights(
         return loss(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sidestep.pretraining._UNetTask, "loss", dying)
+        patch.setattr(UNetTask, "loss", dying)
         with pytest.raises(KeyboardInterrupt):
             pretrain(stopped)
     pretrain(stopped)
@@ -540,7 +526,7 @@ def test_a_perceptual_term_compares_what_is_mirrored_with_the_mirrored_picture(f
     options = replace(finished.autoencoder, perceptual_weight=0.5)
     config = replace(finished, autoencoder=options)
     pictures = pictures_by_split(config.data)
-    task = sidestep.pretraining._AutoencoderTask(build_autoencoder(options), pictures, config)
+    task = AutoencoderTask(build_autoencoder(options), pictures, config)
     batch = task.collate([item for step in range(2) for item in task.draw(step)])
     assert task.loss(Perfect(mirrors=True), batch)[1]["perceptual"] < 1e-6
     assert task.loss(Perfect(mirrors=False), batch)[1]["perceptual"] > 0.05
@@ -570,7 +556,7 @@ def test_validation_tells_sharpness_where_a_perceptual_term_is_on(finished: Pret
     captured, photographs = pictures_by_split(config.data), pictures_by_split(tmp_path / "photographs")
     for path in photographs["val"]:
         picture(3, (96, 64)).save(path)
-    task = sidestep.pretraining._AutoencoderTask(build_autoencoder(config.autoencoder), captured, config, photographs)
+    task = AutoencoderTask(build_autoencoder(config.autoencoder), captured, config, photographs)
 
     class Altered(Perfect):
         def __init__(self, alter: Any) -> None:

@@ -1,0 +1,96 @@
+"""The latents that the U-Net is trained on, encoded once and kept on disk."""
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderDC
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sidestep.devices import autocast, choose_device
+from sidestep.files import atomic_path
+from sidestep.images import to_tensor
+from sidestep.pretraining.config import PretrainConfig
+from sidestep.pretraining.pictures import Picture, Pictures, load_picture, open_picture, square_part
+
+logger = logging.getLogger(__name__)
+
+# The U-Net learns from so many crops of a photograph.
+CROPS_PER_PHOTOGRAPH = 32
+
+
+@torch.no_grad()
+def encode_once(
+    vae: AutoencoderDC, pictures: Pictures, photographs: Pictures | None, config: PretrainConfig, factor: float | None
+) -> dict[str, Tensor]:
+    """The latents of all training pictures and of some held-out ones, and of crops of photographs, kept on disk.
+
+    Where `factor` is None, sets the autoencoder's scaling factor so that the latents of the training pictures have
+    deviation 1; photographs, which are beside them, have no say in it.
+    """
+    device = choose_device()
+    vae = vae.to(device).eval()
+    path = config.out / "unet" / "latents.safetensors"
+    digest = _digest(vae, pictures, photographs, config.image_size, factor)
+    if path.exists():
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            if metadata.get("made_of") == digest:
+                vae.register_to_config(scaling_factor=float(metadata["scaling_factor"]))
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    logger.info("encoding %d pictures", len(pictures["train"]))
+    size = config.image_size
+    latents = {
+        "train": _latents(vae, (load_picture(picture, size) for picture in pictures["train"])),
+        "val": _latents(vae, (load_picture(picture, size) for picture in pictures["val"][::4])),
+    }
+    if photographs:
+        logger.info("encoding %d crops of each of %d photographs", CROPS_PER_PHOTOGRAPH, len(photographs["train"]))
+        latents["train_photographs"] = _latents(vae, _crops_of(photographs["train"], size))
+        latents["val_photographs"] = _latents(vae, _crops_of(photographs["val"], size))
+    if factor is None:
+        factor = 1 / float(latents["train"].std())
+    latents = {name: (tensor * factor).half().contiguous() for name, tensor in latents.items()}
+    vae.register_to_config(scaling_factor=factor)
+    with atomic_path(path) as temporary:
+        save_file(latents, temporary, metadata={"made_of": digest, "scaling_factor": repr(factor)})
+    return latents
+
+
+def _latents(vae: AutoencoderDC, images: Iterator[Tensor]) -> Tensor:
+    """Latents of pictures (3, H, W), unscaled, on the CPU."""
+    parts = []
+    while chunk := list(islice(images, 16)):
+        with autocast(vae.device):
+            parts.append(vae.encode(torch.stack(chunk).to(vae.device)).latent.float().cpu())
+    return torch.cat(parts)
+
+
+def _crops_of(photographs: list[Picture], size: int) -> Iterator[Tensor]:
+    """Squares of half to all of each photograph's shorter side, scaled to `size` pixels; the same ones every time."""
+    for index, photograph in enumerate(photographs):
+        image = open_picture(photograph)
+        rng = np.random.default_rng(index)
+        for _ in range(CROPS_PER_PHOTOGRAPH):
+            yield to_tensor(square_part(image, rng.uniform(0.5, 1), rng.random(), rng.random(), size))
+
+
+def _digest(
+    vae: AutoencoderDC, pictures: Pictures, photographs: Pictures | None, image_size: int, factor: float | None
+) -> str:
+    """Names what latents depend on: the encoder's weights, the scale, which pictures they are of, and their size."""
+    digest = hashlib.sha256(f"{image_size} {factor}".encode())
+    for kind, by_split in {"": pictures, "photographs ": photographs or {}}.items():
+        for split in ("train", "val"):
+            for picture in by_split.get(split, []):
+                digest.update(f"{kind}{split} {picture if isinstance(picture, Path) else picture.path}".encode())
+    for name, tensor in sorted(vae.encoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.float().cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,76 @@
+"""The whole of a pretraining: the autoencoder first, then the latent U-Net."""
+
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from diffusers import AutoencoderDC, UNet2DModel
+
+from sidestep.errors import SidestepError
+from sidestep.files import atomic_path
+from sidestep.loop import fit
+from sidestep.models import model_folder
+from sidestep.pretraining.autoencoder import AutoencoderTask, build_autoencoder
+from sidestep.pretraining.config import PretrainConfig
+from sidestep.pretraining.encoding import encode_once
+from sidestep.pretraining.pictures import pictures_by_split
+from sidestep.pretraining.unet import UNetTask, build_unet
+from sidestep.prior import LatentPrior
+
+
+def pretrain(config: PretrainConfig) -> Path:
+    """Trains the autoencoder, then the U-Net; returns the folder of the finished prior. Run again to resume.
+
+    An encoder that is left as `init` has it (`autoencoder.train="decoder"`, or no steps) keeps its scaling factor, and
+    so the latents stay what they were. If the U-Net takes no steps either, nothing is encoded.
+
+    Raises:
+        SidestepError: if there are no pictures, or a folder given by `init` does not fit.
+    """
+    if config.autoencoder.train == "decoder" and config.init is None:
+        raise SidestepError("autoencoder.train=decoder: needs init, the prior whose encoder is kept")
+    if not 0 <= config.photograph_share <= 1:
+        raise SidestepError(f"photograph_share={config.photograph_share}: must be a share between 0 and 1")
+    pictures = pictures_by_split(config.data)
+    photographs = pictures_by_split(config.photographs) if config.photographs else None
+    initial = _initial_prior(config)
+    vae = initial.vae if initial else build_autoencoder(config.autoencoder)
+    training = AutoencoderTask(vae, pictures, config, photographs)
+    before = [weight.detach().cpu().clone() for weight in vae.encoder.parameters()]
+    fit(training, config.autoencoder, config.out / "autoencoder", config)
+    kept = initial and all(map(torch.equal, before, (weight.cpu() for weight in vae.encoder.parameters())))
+    process = PartialState()
+    if initial and kept and config.unet.steps == 0 and not (config.out / "unet").exists():
+        prior = initial  # whose decoder has been trained where it is
+    else:
+        latent_size = config.image_size // 2 ** (len(vae.config.encoder_block_out_channels) - 1)
+        unet = initial.unet if initial else build_unet(config.unet, latent_size, vae.config.latent_channels)
+        factor = vae.config.scaling_factor if kept else None
+        with process.main_process_first():  # the others find it on disk
+            latents = encode_once(vae, pictures, photographs, config, factor)
+        task = UNetTask(unet, vae, latents, config)
+        fit(task, config.unet, config.out / "unet", config)
+        prior = task.prior()
+    prior = prior.half()  # before anything is inverted with it: the stored weights are the prior
+    if process.is_main_process:
+        with atomic_path(config.out / "prior") as temporary:
+            prior.save_pretrained(temporary)
+    return config.out / "prior"
+
+
+def _initial_prior(config: PretrainConfig) -> LatentPrior | None:
+    if config.init is None:
+        return None
+    prior = LatentPrior.from_pretrained(model_folder(config.init), dtype=torch.float32).requires_grad_(True)
+    if not isinstance(prior.vae, AutoencoderDC) or not isinstance(prior.unet, UNet2DModel):
+        kinds = f"{type(prior.vae).__name__} and {type(prior.unet).__name__}"
+        raise SidestepError(
+            f"init={config.init}: holds {kinds}; pretraining goes on from AutoencoderDC and UNet2DModel only"
+        )
+    for name, found, wanted in (
+        ("image_size", prior.image_size, config.image_size),
+        ("unet.prediction_type", prior.prediction_type, config.unet.prediction_type),
+    ):
+        if found != wanted:
+            raise SidestepError(f"init={config.init}: has {name} {found}, not {wanted}; set {name}={found} to go on")
+    return prior
