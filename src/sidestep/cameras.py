@@ -300,20 +300,33 @@ def distance_scale(reference: Camera, others: Camera | None = None, points: Tens
     return 1.0
 
 
-def elevations(cameras: Camera) -> Tensor:
-    """How far each of a scene's cameras looks down, in degrees, (N,).
+def vertical(cameras: Camera) -> Tensor | None:
+    """The direction up in the world of a scene's cameras, a unit vector (3,) in float64 on the CPU.
 
     A captured scene's world has no known vertical. Cameras held level have their x axes in the horizontal plane, so
     the vertical is the direction most nearly perpendicular to all of them, on the side that the pictures' tops are.
-    One camera, or cameras that do not turn, look down by 0.
+
+    Returns:
+        None for one camera, or cameras that do not turn: nothing tells the vertical from the viewing direction.
     """
     rotation = cameras.rotation.reshape(-1, 3, 3).double().cpu()
-    x, up, forward = rotation[:, 0], -rotation[:, 1], rotation[:, 2]
+    x, up = rotation[:, 0], -rotation[:, 1]
     values, vectors = torch.linalg.eigh(x.mT @ x / len(x))
-    if float(values[1]) < 1e-3:  # all x axes are one: nothing tells the vertical from the viewing direction
-        return torch.zeros(len(x))
-    vertical = vectors[:, 0] * torch.sign((up @ vectors[:, 0]).sum())
-    return torch.rad2deg(torch.asin((-forward @ vertical).clamp(-1, 1))).float()
+    if float(values[1]) < 1e-3:  # all x axes are one
+        return None
+    return vectors[:, 0] * torch.sign((up @ vectors[:, 0]).sum())
+
+
+def elevations(cameras: Camera) -> Tensor:
+    """How far each of a scene's cameras looks down from the `vertical`'s horizon, in degrees, (N,).
+
+    One camera, or cameras that do not turn, look down by 0.
+    """
+    forward = cameras.rotation.reshape(-1, 3, 3)[:, 2].double().cpu()
+    up = vertical(cameras)
+    if up is None:
+        return torch.zeros(len(forward))
+    return torch.rad2deg(torch.asin((-forward @ up).clamp(-1, 1))).float()
 
 
 def _nearest_to_axes(reference: Camera, others: Camera) -> Tensor | None:
