@@ -20,7 +20,7 @@ from sidestep.cli import Trajectory, _targets, main
 from sidestep.pipeline import NovelViewPipeline, Views
 from sidestep.trajectories import orbit, step_aside
 
-COMMANDS = ("view", "encode", "train", "pretrain")
+COMMANDS = ("view", "encode", "train", "pretrain", "capture")
 ASK = """
 import sys
 from sidestep.cli import main
@@ -320,3 +320,23 @@ def test_two_photos_of_one_name_in_a_cameras_file_are_refused(
     file.write_text(json.dumps(data))
     assert view(monkeypatch, photo, "--cameras", file) == 1
     assert not pipe.called
+
+
+def test_an_inspection_is_told_and_fails_on_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    furniture = Path(__file__).parent / "data" / "furniture"
+    page = tmp_path / "page.html"
+    assert sidestep(monkeypatch, "capture", "inspect", furniture, "--out", page, "--no-photos") == 0
+    told = capsys.readouterr().out
+    assert "3 scenes, 0 unreadable" in told
+    assert str(page) in told
+    assert page.read_text().startswith("<!doctype html>")
+
+    (tmp_path / "set" / "unposed" / "images").mkdir(parents=True)
+    assert sidestep(monkeypatch, "capture", "inspect", tmp_path / "set", "--json") == 1
+    (finding,) = json.loads(capsys.readouterr().out)["findings"]
+    assert (finding["severity"], finding["scene"]) == ("error", "unposed")
+
+    assert sidestep(monkeypatch, "capture", "inspect", tmp_path / "absent") == 1
+    assert "error:" in capsys.readouterr().err

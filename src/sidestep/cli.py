@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from sidestep.captures import Frame
 
 app = typer.Typer(name="sidestep", no_args_is_help=True, pretty_exceptions_enable=False)
+capture = typer.Typer(no_args_is_help=True, help="Look after captured scenes.")
+app.add_typer(capture, name="capture")
 console = Console(stderr=True)
 
 
@@ -225,6 +227,38 @@ def pretrain(config: Config, overrides: Overrides = None, as_json: Json = False)
     from sidestep.pretraining import pretrain as run
 
     _report({"prior": str(run(load_config(PretrainConfig, config, overrides or [])))}, as_json)
+
+
+@capture.command()
+def inspect(
+    data: Annotated[Path, typer.Argument(help="Captures: MVImgNet's layout, COLMAP scenes, or transforms.json.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="PAGE.html", help="Write a page with pictures of the cameras.")
+    ] = None,
+    photos: Annotated[
+        bool, typer.Option("--photos/--no-photos", help="Decode every photo, to find damaged and doubled ones.")
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Say what a captured set holds and what is broken in it; exit with 1 if anything is an error."""
+    from sidestep.captures.inspection import inspect_captures
+    from sidestep.captures.inspection_page import write_page
+
+    with _progress() as progress:
+        bar = progress.add_task("scenes", total=None)
+        found = inspect_captures(
+            data, photos, progress=lambda done, total: progress.update(bar, completed=done, total=total)
+        )
+    if out is not None:
+        write_page(out, found)
+    if as_json:
+        _report(found.to_dict(), as_json)
+    else:
+        print("\n".join(found.lines()))
+        if out is not None:
+            print(f"page: {out}")
+    if found.totals["errors"]:
+        raise typer.Exit(1)
 
 
 def _targets(
