@@ -184,6 +184,16 @@ class Metrics:
             _keep(self._views[row][name], indices, features)
         return {figure.name: values[figure.name].tolist() for figure in self.figures if figure.per_pair}
 
+    @torch.inference_mode()
+    def distance(self, views: Tensor, targets: Targets) -> Tensor:
+        """How far views (B, 3, H, W) are from their photos, (B,) on the CPU: by LPIPS (Alex), or by the perceptual
+        distance where that is missing. What the paper's choice between fusions goes by.
+        """
+        views = views.to(self._device, torch.float32).clamp(-1.0, 1.0)
+        if LPIPS_ALEX in self._lpips:
+            return self._lpips[LPIPS_ALEX](views, targets.pictures[None]).flatten().cpu()
+        return stage_distance(self._features.stages(views), targets.stages[None]).cpu()
+
     def whole(self, row: str, indices: Sequence[int], scenes: Sequence[str], seed: int) -> dict[str, Estimate]:
         """Figure -> estimate, for the figures of whole sets, over those of the pairs that the row has views for.
 

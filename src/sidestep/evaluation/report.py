@@ -1,6 +1,5 @@
 """The report of an evaluation: one self-contained HTML page, with JSON, CSV and LaTeX beside it."""
 
-import itertools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -122,10 +121,9 @@ def _is_literal(key: str) -> bool:
 
 def _by_verdict(summaries: list[FigureSummary]) -> dict[str, list[FigureSummary]]:
     compared = [summary for summary in summaries if summary.baseline]
-    return {
-        verdict: list(group)
-        for verdict, group in itertools.groupby(sorted(compared, key=lambda s: s.verdict), key=lambda s: s.verdict)
-    }
+    if not compared:
+        return {}
+    return {verdict: [s for s in compared if s.verdict == verdict] for verdict in ("better", "worse", "unclear")}
 
 
 def _format_bytes(count: int) -> str:
