@@ -17,10 +17,11 @@ from PIL import Image
 from sidestep.cameras import Camera
 from sidestep.captures.transforms import write_transforms
 from sidestep.cli import Trajectory, _targets, main
+from sidestep.evaluation.results import Estimate, Figure, Results, Row
 from sidestep.pipeline import NovelViewPipeline, Views
 from sidestep.trajectories import orbit, step_aside
 
-COMMANDS = ("view", "encode", "train", "pretrain", "capture")
+COMMANDS = ("view", "encode", "train", "pretrain", "evaluate", "capture")
 ASK = """
 import sys
 from sidestep.cli import main
@@ -340,3 +341,32 @@ def test_an_inspection_is_told_and_fails_on_an_error(
 
     assert sidestep(monkeypatch, "capture", "inspect", tmp_path / "absent") == 1
     assert "error:" in capsys.readouterr().err
+
+
+def test_an_evaluation_gets_what_was_asked_for_and_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    called: dict[str, Any] = {}
+    psnr = Figure("psnr", "PSNR (dB)", "higher", 2)
+    found = {"auto": {"all": {"psnr": Estimate(19.127, 18.0, 20.0)}}}
+
+    def fake(model: str, data: Path, out: Path, **options: Any) -> Results:
+        called.update(model=model, data=data, out=out, **options)
+        return Results({}, [], [Row("auto", "auto", "model")], [psnr], {"FID": "no weights"}, estimates=found)
+
+    monkeypatch.setattr("sidestep.evaluation.evaluate.evaluate", fake)
+    own = ["--rows", "model", "--rows", "limit", "--predictions", "seva=a=b", "--split", "val", "--steps", 9]
+    assert sidestep(monkeypatch, "evaluate", "--data", "d", "--out", tmp_path / "r", *own) == 0
+    assert called["groups"] == ["model", "limit"]
+    assert called["predictions"] == {"seva": Path("a=b")}
+    assert (called["model"], called["data"], called["split"], called["steps"]) == ("bundled", Path("d"), "val", 9)
+    assert called["command"].startswith("sidestep evaluate --data d --out")
+    told = capsys.readouterr()
+    assert "19.13" in told.out
+    assert str(tmp_path / "r" / "report.html") in told.out.replace("\n", "")
+    assert "FID: missing; no weights" in told.err
+
+    assert sidestep(monkeypatch, "evaluate", "--data", "d", "--out", tmp_path / "r", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["estimates"]["auto"]["all"]["psnr"]["value"] == 19.127
+    assert sidestep(monkeypatch, "evaluate", "--data", "d", "--out", "r", "--predictions", "seva") == 1
+    assert "--predictions seva: expected NAME=DIR" in capsys.readouterr().err

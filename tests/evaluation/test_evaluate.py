@@ -144,6 +144,7 @@ def test_scenes_without_points_lack_the_rows_that_need_them(tiny_model: Path, tm
         ({"predictions": {"theirs": Path("absent")}}, "absent: no such folder of predictions"),
         ({"predictions": {"copy": FURNITURE}}, "'copy' is the name of another row"),
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"groups": ("baselines",)}, "rows 'baselines': no such group; there are baseline, model, option, limit"),
         ({"split": "val"}, "none of the 3 scenes is in split val"),
     ],
 )

@@ -115,6 +115,15 @@ def test_view_writes_a_capture_that_its_readers_read(workshop: Path) -> None:
     assert Image.open(workshop / "again.gif").n_frames == 3
 
 
+def test_evaluate_writes_a_report(workshop: Path) -> None:
+    out = workshop / "report"
+    arguments = ("--data", DATA, "--out", out, "--model", workshop / "run/model", "--steps", 2)
+    told = json.loads(sidestep("evaluate", *arguments, "--json").stdout)
+    assert told["report"] == str(out / "report.html")
+    assert "psnr" in told["estimates"]["coarse"]["far"]
+    assert "<html" in (out / "report.html").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("arguments", "fault"),
     [
@@ -128,6 +137,7 @@ def test_view_writes_a_capture_that_its_readers_read(workshop: Path) -> None:
         (("view", "{chair}", "--out", "x.png", "--fusion", "variance", "--prompt", "a red chair"), "text encoder"),
         (("encode", "{root}/nan.json", "--out", "x"), "nan.json"),
         (("train", "{root}/tunet.yaml", "learning_rat=1"), "learning_rat"),
+        (("evaluate", "--data", "{data}", "--out", "x", "--split", "val"), "split val"),
         (("encode", "{data}", "--out", "{root}/latents", "--prior", "{root}/prior-run/prior", "--steps", 5), "latents"),
     ],
 )

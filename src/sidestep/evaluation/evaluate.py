@@ -72,7 +72,7 @@ def evaluate(
     protocol: ProtocolName = "distance",
     split: Split = "test",
     pairs: Path | None = None,
-    groups: Sequence[Group] = ("baseline", "model"),
+    groups: Sequence[str] = ("baseline", "model"),
     predictions: Mapping[str, Path] | None = None,
     steps: int = 30,
     seed: int = 0,
@@ -106,6 +106,9 @@ def evaluate(
     """
     if batch_size < 1:
         raise SidestepError(f"batch_size is {batch_size}; it must be 1 or more")
+    for group in groups:
+        if group not in GROUPS:
+            raise SidestepError(f"rows {group!r}: no such group; there are {', '.join(GROUPS)}")
     rules = PROTOCOLS[protocol]
     scenes = read_captures(data)
     listed = listed_pairs(pairs, scenes) if pairs else held_out_pairs(scenes, rules, split, seed)
@@ -142,7 +145,7 @@ class _Run:
         pairs: list[PairOfFrames],
         model: Model,
         metrics: Metrics,
-        groups: Sequence[Group],
+        groups: Sequence[str],
         predictions: list[Predictions],
     ) -> None:
         self.pairs, self.model, self.metrics = pairs, model, metrics
