@@ -72,6 +72,8 @@ def test_every_group_of_rows_and_another_programs(tiny_model: Path, listed: Path
         for position in range(3):
             column = {name: results.values[name][figure][position] for name in names}
             assert better(column, key=lambda name: column[name]) == "truths"
+    assert results.estimates["copy"]["all"]["moved"].value == 0
+    assert results.estimates["truths"]["all"]["moved"].value == 1
     assert "kernel" in results.estimates["copy"]["all"]
     assert "kernel" not in results.estimates["truths"]["all"]  # of fewer pairs than the others
 

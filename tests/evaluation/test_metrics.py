@@ -52,7 +52,7 @@ def store(weights: dict[str, torch.Tensor], path: Path) -> str:
 
 def test_figures_of_a_view_worse_by_a_known_amount(photos):
     metrics = Metrics(CPU)
-    targets = metrics.target(photos.clamp(-0.9, 0.9), range(len(photos)))
+    targets = metrics.target(photos.clamp(-0.9, 0.9), photos.clamp(-0.9, 0.9), range(len(photos)))
     values = metrics.compare("brighter", photos.clamp(-0.9, 0.9) + 0.1, targets, range(len(photos)))
     assert values["psnr"] == pytest.approx([20.0 * math.log10(2.0 / 0.1)] * len(photos), abs=1e-3)
     assert values["gradient"] == pytest.approx([1.0] * len(photos), abs=1e-4)
@@ -60,7 +60,7 @@ def test_figures_of_a_view_worse_by_a_known_amount(photos):
 
 def test_ssim_of_flat_pictures_is_its_brightness_term():
     metrics = Metrics(CPU)
-    targets = metrics.target(torch.full((1, 3, 32, 32), 0.5), [0])
+    targets = metrics.target(torch.full((1, 3, 32, 32), 0.5), torch.full((1, 3, 32, 32), 0.5), [0])
     value = metrics.compare("darker", torch.full((1, 3, 32, 32), 0.25), targets, [0])["ssim"][0]
     c1 = (0.01 * 2.0) ** 2
     assert value == pytest.approx((2 * 0.5 * 0.25 + c1) / (0.5**2 + 0.25**2 + c1), abs=1e-3)
@@ -69,7 +69,7 @@ def test_ssim_of_flat_pictures_is_its_brightness_term():
 def test_the_photo_itself_is_best_in_every_figure_and_a_blur_is_not(photos):
     metrics = Metrics(CPU, sizes=(48,))
     indices = range(len(photos))
-    targets = metrics.target(photos, indices)
+    targets = metrics.target(photos, photos, indices)
     same, blur = (metrics.compare("row", views, targets, indices) for views in (photos, blurred(photos)))
     for name, best in {"psnr": 100.0, "ssim": 1.0, "perceptual": 0.0, "same_class": 1.0, "gradient": 1.0}.items():
         assert same[name] == pytest.approx([best] * len(photos), abs=1e-5)
@@ -83,9 +83,22 @@ def test_the_photo_itself_is_best_in_every_figure_and_a_blur_is_not(photos):
         assert blur["perceptual@48"][index] < blur["perceptual"][index]
 
 
+def test_a_view_has_moved_when_it_looks_more_like_the_target_than_like_the_reference(photos):
+    metrics = Metrics(CPU)
+    references, indices = photos.roll(1, 0), range(len(photos))
+    targets = metrics.target(photos, references, indices)
+    for views, moved in (
+        (references, 0.0),
+        (0.8 * references + 0.2 * photos, 0.0),
+        (0.2 * references + 0.8 * photos, 1.0),
+        (photos, 1.0),
+    ):
+        assert metrics.compare("row", views, targets, indices)["moved"] == [moved] * len(photos)
+
+
 def test_a_flat_view_still_has_a_sharpness_that_a_geometric_mean_can_take(photos):
     metrics = Metrics(CPU)
-    targets = metrics.target(photos[:1], [0])
+    targets = metrics.target(photos[:1], photos[:1], [0])
     values = metrics.compare("grey", torch.zeros_like(photos[:1]), targets, [0])
     assert 0.0 < values["gradient"][0] < 0.02
 
@@ -93,7 +106,7 @@ def test_a_flat_view_still_has_a_sharpness_that_a_geometric_mean_can_take(photos
 def test_rows_may_lack_views_and_give_them_in_another_order(photos):
     metrics = Metrics(CPU)
     views = blurred(photos)
-    targets = metrics.target(photos, [10, 11, 12, 13, 14, 15][: len(photos)])
+    targets = metrics.target(photos, photos, [10, 11, 12, 13, 14, 15][: len(photos)])
     whole = metrics.compare("whole", views, targets, targets.indices)
     part = metrics.compare("part", views[[3, 1]], targets, [13, 11])
     assert part.keys() == whole.keys() == {figure.name for figure in metrics.figures if figure.per_pair}
@@ -112,7 +125,8 @@ def test_kernel_distance_tells_blurred_pictures_from_photos_though_they_come_in_
         metrics = Metrics(CPU)
         for start in range(0, len(photos), batch):
             indices = range(start, min(start + batch, len(photos)))
-            targets = metrics.target(photos[indices.start : indices.stop], indices)
+            own = photos[indices.start : indices.stop]
+            targets = metrics.target(own, own, indices)
             metrics.compare("row", views[indices.start : indices.stop], targets, indices)
         scenes = [str(index) for index in range(len(photos))]
         estimate = metrics.whole("row", range(len(photos)), scenes, 0)["kernel"]
@@ -126,7 +140,7 @@ def test_kernel_distance_tells_blurred_pictures_from_photos_though_they_come_in_
 def test_without_published_weights_the_rest_is_measured_and_the_reason_says_what_to_put_where(photos, cache, tmp_path):
     metrics = Metrics(CPU, weights=tmp_path)
     assert [figure.name for figure in metrics.figures] == [
-        "psnr", "ssim", "perceptual", "same_class", "gradient", "kernel",
+        "psnr", "ssim", "perceptual", "moved", "same_class", "gradient", "kernel",
     ]  # fmt: skip
     assert list(metrics.missing) == ["LPIPS (Alex)", "LPIPS (VGG)", "FID"]
     reason = metrics.missing["LPIPS (Alex)"]
@@ -158,7 +172,7 @@ def test_lpips_of_given_weights(monkeypatch, photos, cache, tmp_path, in_cache):
     assert "LPIPS (Alex)" not in metrics.missing
     assert {"lpips_alex", "lpips_alex@48"} < {figure.name for figure in metrics.figures}
 
-    targets = metrics.target(photos[:2], [0, 1])
+    targets = metrics.target(photos[:2], photos[:2], [0, 1])
     same = metrics.compare("same", photos[:2], targets, [0, 1])
     blur = metrics.compare("blur", blurred(photos[:2]), targets, [0, 1])
     assert same["lpips_alex"] == pytest.approx([0.0, 0.0], abs=1e-6)
@@ -200,7 +214,7 @@ def test_fid_is_of_the_given_weights_and_of_8_bit_pictures(monkeypatch, photos, 
     monkeypatch.setattr(published, "INCEPTION", file)
 
     metrics = Metrics(CPU, weights=tmp_path)
-    targets = metrics.target(photos[:2], [0, 1])
+    targets = metrics.target(photos[:2], photos[:2], [0, 1])
     metrics.compare("blur", blurred(photos[:2]), targets, [0, 1])
     estimate = metrics.whole("blur", [0, 1], ["a", "b"], 0)["fid"]
 
@@ -226,8 +240,8 @@ def test_what_cannot_be_measured_is_refused(photos, tmp_path):
         Metrics(CPU, sizes=(16,))
     metrics = Metrics(CPU)
     with pytest.raises(SidestepError, match="photos of 64x16 px are too small"):
-        metrics.target(photos[:, :, :16], range(len(photos)))
-    targets = metrics.target(photos, range(len(photos)))
+        metrics.target(photos[:, :, :16], photos[:, :, :16], range(len(photos)))
+    targets = metrics.target(photos, photos, range(len(photos)))
     views = photos.clone()
     views[2, 0, 5, 5] = torch.nan
     with pytest.raises(SidestepError, match="broken row: the view of pair 2 holds NaN"):

@@ -169,7 +169,7 @@ class _Run:
         for start in range(0, len(self.pairs), batch_size):
             chosen = self.pairs[start : start + batch_size]
             references, targets = (self._photos(chosen, which) for which in ("reference", "target"))
-            truth = self.metrics.target(targets, [pair.position for pair in chosen])
+            truth = self.metrics.target(targets, references, [pair.position for pair in chosen])
             batch = self._batch(chosen, partners, (references, targets), truth)
             _keep(pictures / "reference", chosen, references)
             _keep(pictures / "target", chosen, targets)

@@ -26,6 +26,7 @@ SSIM = Figure("ssim", "SSIM", "higher", 3)
 LPIPS_ALEX = Figure("lpips_alex", "LPIPS (Alex)", "lower", 3)
 LPIPS_VGG = Figure("lpips_vgg", "LPIPS (VGG)", "lower", 3)
 PERCEPTUAL = Figure("perceptual", "Perceptual distance", "lower", 3)
+MOVED = Figure("moved", "Moved", "higher", 2)
 SAME_CLASS = Figure("same_class", "Same class", "higher", 2)
 GRADIENT = Figure("gradient", "Sharpness", "one", 2)
 KERNEL = Figure("kernel", "Kernel distance", "lower", 4, per_pair=False)
@@ -46,6 +47,7 @@ class Targets:
     Attributes:
         pictures: size -> (B, 3, size, size).
         stages: size -> their feature maps.
+        references: the reference photos' feature maps.
         classes: (B,), the ImageNet class that the network sees.
         energy: (B,), their gradient energy.
     """
@@ -53,6 +55,7 @@ class Targets:
     indices: tuple[int, ...]
     pictures: dict[_Size, Tensor]
     stages: dict[_Size, list[Tensor]]
+    references: list[Tensor]
     classes: Tensor
     energy: Tensor
 
@@ -63,6 +66,7 @@ class Targets:
             tuple(indices),
             {size: pictures[places] for size, pictures in self.pictures.items()},
             {size: [stage[places] for stage in stages] for size, stages in self.stages.items()},
+            [stage[places] for stage in self.references],
             self.classes[places],
             self.energy[places],
         )
@@ -76,6 +80,9 @@ class Metrics:
     - `psnr` (at most 100 dB) and `ssim` (Gaussian window of 11 px, mean of the three channels), by torchmetrics.
     - `lpips_alex`, `lpips_vgg`: LPIPS 0.1, by torchmetrics; where the published weights can be had.
     - `perceptual`: `features.perceptual_distance`.
+    - `moved`: 1 where the view is nearer to the true photo than to the reference, by that distance, otherwise 0. A copy
+      of the reference is often nearer to the target than a blurred view of the right place is; this says which of
+      the two a row shows.
     - `same_class`: 1 where the ImageNet network's first choice is the same for both, otherwise 0.
     - `gradient`: mean squared difference of neighbouring pixels, the view's over the photo's; 1 is as sharp, less is
       blurred. The mean over pairs is the geometric one (`statistics.bootstrap(geometric=True)`), where a view twice
@@ -130,8 +137,8 @@ class Metrics:
         self._photos: dict[str, dict[int, Tensor]] = defaultdict(dict)
 
     @torch.inference_mode()
-    def target(self, photos: Tensor, indices: Sequence[int]) -> Targets:
-        """A batch's true photos, (B, 3, H, W) in [-1, 1], of the pairs with these indices.
+    def target(self, photos: Tensor, references: Tensor, indices: Sequence[int]) -> Targets:
+        """A batch's true photos and reference photos, each (B, 3, H, W) in [-1, 1], of the pairs with these indices.
 
         Raises:
             SidestepError: if they are too small to measure.
@@ -148,6 +155,7 @@ class Metrics:
             tuple(indices),
             pictures,
             {size: self._features.stages(picture) for size, picture in pictures.items()},
+            self._features.stages(references.to(self._device, torch.float32).clamp(-1.0, 1.0)),
             description.logits.argmax(1),
             _gradient_energy(pictures[None]),
         )
@@ -232,17 +240,21 @@ class Metrics:
     def _list_figures(self) -> list[Figure]:
         measured = [figure for figure in _PER_PICTURE if figure.title not in self.missing]
         whole = [FID] if self._inception is not None else []
-        own_size = [*measured, SAME_CLASS, GRADIENT, KERNEL, *whole]
+        own_size = [*measured, MOVED, SAME_CLASS, GRADIENT, KERNEL, *whole]
         return own_size + [_at(figure, size) for size in self._sizes[1:] for figure in [*measured, *whole]]
 
     def _measure(self, views: Tensor, targets: Targets, size: _Size) -> dict[Figure, Tensor]:
         photos = targets.pictures[size]
-        return {
+        stages = self._features.stages(views)
+        measured = {
             PSNR: _psnr(views, photos),
             SSIM: _ssim(views, photos),
-            PERCEPTUAL: stage_distance(self._features.stages(views), targets.stages[size]),
+            PERCEPTUAL: stage_distance(stages, targets.stages[size]),
             **{figure: network(views, photos).flatten() for figure, network in self._lpips.items()},
         }
+        if size is None:
+            measured[MOVED] = (measured[PERCEPTUAL] < stage_distance(stages, targets.references)).float()
+        return measured
 
     def _at_sizes(self, pictures: Tensor) -> dict[_Size, Tensor]:
         pictures = pictures.to(self._device, torch.float32).clamp(-1.0, 1.0)

@@ -102,7 +102,7 @@ def _load(file: PublishedFile, folder: Path | None) -> dict[str, Tensor]:
         except (OSError, HTTPException) as error:
             raise NotAtHandError(
                 f"{file.name} is not at hand and could not be fetched ({error}); put it, from {file.url}, into the "
-                f"folder of published weights or into {cache}"
+                f"folder of published weights or into {_shortened(cache)}"
             ) from None
     elif (start := _digest_start(path)) != file.digest_start:
         raise SidestepError(
@@ -111,6 +111,12 @@ def _load(file: PublishedFile, folder: Path | None) -> dict[str, Tensor]:
         )
     weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     return weights
+
+
+def _shortened(path: Path) -> str:
+    """The path from the home folder on: a report that is passed on need not tell whose it was."""
+    home = Path.home()
+    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
 
 
 def _fetch(file: PublishedFile, path: Path) -> None:
