@@ -85,6 +85,8 @@ def test_every_group_of_rows_and_another_programs(tiny_model: Path, listed: Path
     page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
     assert "truths" in page
     assert page.count("data:image/jpeg") >= 4 * 6
+    # Two pairs a row: reference, coarse, A, B, target, 32 px each with a margin of 4.
+    assert Image.open(tmp_path / "report" / "first.jpg").height in range(2 * 36, 2 * 36 + 40)
     with (tmp_path / "report" / "tables.csv").open(encoding="utf-8") as file:
         assert {row["row"] for row in csv.DictReader(file)} == set(names)
 

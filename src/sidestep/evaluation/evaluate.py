@@ -21,6 +21,7 @@ from sidestep.captures.pairs import write_pairs
 from sidestep.captures.splits import Split
 from sidestep.errors import SidestepError
 from sidestep.evaluation.baselines import BestBlur, blurred, floor_homography, floor_plane, point_warp
+from sidestep.evaluation.gallery import first_sheet
 from sidestep.evaluation.metrics import Metrics, Targets
 from sidestep.evaluation.predictions import Predictions
 from sidestep.evaluation.protocol import (
@@ -38,6 +39,7 @@ from sidestep.evaluation.report import write_report
 from sidestep.evaluation.results import SUBSETS, Difference, Estimate, Group, Results, Row
 from sidestep.evaluation.rows import Batch, Model, by_group
 from sidestep.evaluation.statistics import bootstrap, paired_difference
+from sidestep.files import atomic_path
 from sidestep.images import resize_and_crop, to_image, to_tensor
 from sidestep.pipeline import NovelViewPipeline
 
@@ -84,7 +86,8 @@ def evaluate(
 ) -> Results:
     """Evaluates a model on held-out scenes and writes a report into the folder `out`.
 
-    The folder gets report.html, results.json, tables.csv, pairs.csv, tables.tex and pairs.json, the list of pairs.
+    The folder gets report.html, results.json, tables.csv, pairs.csv, tables.tex, pairs.json (the list of pairs) and
+    first.jpg (the list's first pairs, side by side).
 
     Args:
         model, prior: as for `NovelViewPipeline.from_pretrained`.
@@ -135,6 +138,8 @@ def evaluate(
     with TemporaryDirectory(prefix="sidestep-evaluation-") as pictures:
         results = run(about, Path(pictures), batch_size, seed, progress)
         write_report(results, Path(out), Path(pictures))
+        with atomic_path(Path(out) / "first.jpg") as temporary:
+            first_sheet(results, Path(pictures)).save(temporary, quality=85)
     write_pairs(Path(out) / "pairs.json", listed)
     return results
 

@@ -13,6 +13,7 @@ from sidestep.evaluation.comparison import badness, choose_main_figure
 from sidestep.evaluation.results import EvaluatedPair, Figure, Results
 from sidestep.evaluation.tables import format_number
 from sidestep.images import load_image
+from sidestep.media import contact_sheet
 
 FIRST_PAIRS = 12
 SORTED_SCENES = 6
@@ -21,6 +22,9 @@ QUALITY = 80
 
 # Rows' names in the order of their columns; the main row and other programs' rows come after them.
 COLUMNS = ("coarse", "variance", "addition", "auto")
+# Of `first_sheet`: auto is one of A and B.
+SHEET_ROWS = ("coarse", "variance", "addition")
+SHORT = {"coarse": "coarse", "variance": "A", "addition": "B"}
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,27 @@ def load_gallery(results: Results, indices: list[int], pictures: Path, main_row:
     return gallery
 
 
+def first_sheet(results: Results, pictures: Path) -> Image.Image:
+    """The first pairs of the list, unpicked, in one picture: two pairs a row, with the columns named above.
+
+    Only of columns that have a file for each of these pairs.
+    """
+    indices = shown_pairs(results, "").first
+    titles = {row.name: row.title for row in results.rows}
+    paths = {name: [pictures / name / f"{i:05d}.png" for i in indices] for name in ["reference", *SHEET_ROWS, "target"]}
+    names = [name for name, files in paths.items() if all(file.is_file() for file in files)]
+    strips = [[_thumbnail(paths[name][place]) for name in names] for place in range(len(indices))]
+    beside = min(2, len(strips))
+    rows = [[picture for strip in strips[i : i + beside] for picture in strip] for i in range(0, len(strips), beside)]
+    return contact_sheet(rows, [SHORT.get(name, titles.get(name, name)) for name in names] * beside)
+
+
+def _thumbnail(path: Path) -> Image.Image:
+    image = load_image(path)
+    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    return image
+
+
 def _figures_beneath(results: Results) -> list[Figure]:
     main = choose_main_figure(results)
     psnr = [figure for figure in results.figures if figure.name == "psnr" and figure.per_pair and figure != main]
@@ -124,8 +149,6 @@ def _values(results: Results, row: str, figures: list[Figure], index: int) -> li
 
 
 def _data_uri(path: Path) -> str:
-    image = load_image(path)
-    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=QUALITY, optimize=True)
+    _thumbnail(path).save(buffer, "JPEG", quality=QUALITY, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
