@@ -47,7 +47,7 @@ class Targets:
     Attributes:
         pictures: size -> (B, 3, size, size).
         stages: size -> their feature maps.
-        references: the reference photos' feature maps.
+        layouts: of the photos and of the references, (B, 3, 16, 16) each.
         classes: (B,), the ImageNet class that the network sees.
         energy: (B,), their gradient energy.
     """
@@ -55,7 +55,7 @@ class Targets:
     indices: tuple[int, ...]
     pictures: dict[_Size, Tensor]
     stages: dict[_Size, list[Tensor]]
-    references: list[Tensor]
+    layouts: tuple[Tensor, Tensor]
     classes: Tensor
     energy: Tensor
 
@@ -66,7 +66,7 @@ class Targets:
             tuple(indices),
             {size: pictures[places] for size, pictures in self.pictures.items()},
             {size: [stage[places] for stage in stages] for size, stages in self.stages.items()},
-            [stage[places] for stage in self.references],
+            (self.layouts[0][places], self.layouts[1][places]),
             self.classes[places],
             self.energy[places],
         )
@@ -80,9 +80,9 @@ class Metrics:
     - `psnr` (at most 100 dB) and `ssim` (Gaussian window of 11 px, mean of the three channels), by torchmetrics.
     - `lpips_alex`, `lpips_vgg`: LPIPS 0.1, by torchmetrics; where the published weights can be had.
     - `perceptual`: `features.perceptual_distance`.
-    - `moved`: 1 where the view is nearer to the true photo than to the reference, by that distance, otherwise 0. A copy
-      of the reference is often nearer to the target than a blurred view of the right place is; this says which of
-      the two a row shows.
+    - `moved`: 1 where the view's layout is nearer to the true photo's than to the reference's, otherwise 0: by the mean
+      squared difference of pictures averaged to 16x16 cells, whatever their sharpness. A sharp copy of the reference is
+      often nearer to the target than a blurred view from the right place; this says which of the two a row shows.
     - `same_class`: 1 where the ImageNet network's first choice is the same for both, otherwise 0.
     - `gradient`: mean squared difference of neighbouring pixels, the view's over the photo's; 1 is as sharp, less is
       blurred. The mean over pairs is the geometric one (`statistics.bootstrap(geometric=True)`), where a view twice
@@ -155,7 +155,7 @@ class Metrics:
             tuple(indices),
             pictures,
             {size: self._features.stages(picture) for size, picture in pictures.items()},
-            self._features.stages(references.to(self._device, torch.float32).clamp(-1.0, 1.0)),
+            (_layout(pictures[None]), _layout(references.to(self._device, torch.float32))),
             description.logits.argmax(1),
             _gradient_energy(pictures[None]),
         )
@@ -253,7 +253,8 @@ class Metrics:
             **{figure: network(views, photos).flatten() for figure, network in self._lpips.items()},
         }
         if size is None:
-            measured[MOVED] = (measured[PERCEPTUAL] < stage_distance(stages, targets.references)).float()
+            to_target, to_reference = ((_layout(views) - layout).square().mean((1, 2, 3)) for layout in targets.layouts)
+            measured[MOVED] = (to_target < to_reference).float()
         return measured
 
     def _at_sizes(self, pictures: Tensor) -> dict[_Size, Tensor]:
@@ -297,6 +298,10 @@ def _ssim(views: Tensor, photos: Tensor) -> Tensor:
     values = structural_similarity_index_measure(views, photos, data_range=2.0, reduction="none")
     assert isinstance(values, Tensor)
     return values
+
+
+def _layout(pictures: Tensor) -> Tensor:
+    return functional.adaptive_avg_pool2d(pictures, 16)
 
 
 def _gradient_energy(pictures: Tensor) -> Tensor:
