@@ -9,6 +9,7 @@ import torch
 
 from sidestep.cameras import Camera, distance_scale
 from sidestep.captures import Scene, read_captures
+from sidestep.evaluation import rows
 from sidestep.evaluation.protocol import PairOfFrames, distance_pairs, pairs_of_frames, stack_relative
 from sidestep.evaluation.rows import Batch, Maker, Model, by_group, limit_rows, model_rows, option_rows
 from sidestep.fusion import FusionSettings
@@ -124,6 +125,22 @@ def test_drawn_noise_is_a_pairs_own_whatever_the_batch(
     torch.testing.assert_close(together[2:], alone, atol=1e-4, rtol=1e-4)
     model = Model(pipe.prior, pipe.tunet, STEPS, seed=1)
     assert (view(make_batch(pipe, pairs[:3], model=model), name) - together).abs().max() > 1e-3
+
+
+def test_noise_without_fusion_has_the_strength_that_the_prior_expects_at_t_star(
+    pipe: NovelViewPipeline, pairs: list[PairOfFrames], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[torch.Tensor] = []
+
+    def sampled(prior: Any, latents: torch.Tensor, grid: list[int]) -> torch.Tensor:
+        started.append(latents)
+        return latents
+
+    monkeypatch.setattr(rows, "sample", sampled)
+    batch = make_batch(pipe, pairs)
+    view(batch, "random-noise")
+    strength = float((started[0] - batch.mean).std())
+    assert strength == pytest.approx(math.sqrt(1 - float(pipe.prior.alphas_cumprod[600])), rel=0.04)
 
 
 def test_the_oracle_takes_the_nearer_one(pipe: NovelViewPipeline, pairs: list[PairOfFrames]) -> None:

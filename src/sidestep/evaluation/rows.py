@@ -234,7 +234,7 @@ def model_rows() -> list[Maker]:
                 "model",
                 note="TUNet's mean plus Gaussian noise of t*'s strength, sampled.",
             ),
-            lambda batch: batch.fused("addition", FusionSettings(latent="t_star"), None, batch.gaussian),
+            lambda batch: batch.sampled(batch.mean + batch.gaussian.noise, batch.model.inversion.t_star),
         ),
         Maker(Row("variance", "A, variance fusion", "model"), lambda batch: batch.variance),
         Maker(
