@@ -230,7 +230,7 @@ def test_summary_says_where_a_baseline_wins(results, tmp_path):
     assert "Worse in PSNR (dB) and Kernel distance: there a baseline wins." in summary
     # The best baseline of it is the warp, which no paired difference is with: the rows' own intervals decide.
     assert "Better in Perceptual distance." in summary
-    assert "No clear difference in SSIM and Sharpness: the intervals allow either." in summary
+    assert "No clear difference in SSIM and Sharpness: the intervals, where there are any, allow either." in summary
     assert "The best value of all is a baseline's in PSNR (dB), SSIM, Sharpness and Kernel distance." in summary
     assert "−0.90" in summary  # auto 18.0 minus blur 18.9
 
@@ -257,6 +257,22 @@ def test_sharper_than_the_truth_is_no_gain(results, tmp_path):
     assert "Worse in PSNR (dB), Sharpness and Kernel distance" in Page(tmp_path / "report.html").section("summary")
 
 
+def test_nothing_is_called_better_without_an_interval(results, tmp_path):
+    """A figure of whole sets that has none, as FID; and one scene, which says nothing of others."""
+    for row, value in (("auto", 0.001), ("copy", 0.002)):
+        results.estimates[row]["all"]["kernel"] = Estimate(value, value, value)
+    write_report(results, tmp_path / "figure")
+    page = Page(tmp_path / "figure" / "report.html")
+    assert "and Kernel distance: the intervals, where" in page.section("summary")
+    assert "▲ better" in page.section("differences")
+    results.pairs = [replace(pair, scene="a") for pair in results.pairs]
+    write_report(results, tmp_path / "scene")
+    page = Page(tmp_path / "scene" / "report.html")
+    assert "Better in" not in page.section("summary")
+    assert "Worse in" not in page.section("summary")
+    assert "▲ better" not in page.section("differences")
+
+
 def test_missing_figures_and_their_reasons_are_shown(results, tmp_path):
     write_report(results, tmp_path / "with")
     assert "inception weights not found; give" in Page(tmp_path / "with" / "report.html").section("missing")
@@ -275,6 +291,17 @@ def test_charts_follow_the_values(results, tmp_path):
     heights = [float(point.split(",")[1]) for point in main.group(1).split()]
     assert heights == sorted(heights)  # falls with distance, and SVG counts downwards
     assert "autoencoder alone" not in Page(tmp_path / "report.html").section("distance")
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, 1e-17])
+def test_a_figure_that_is_the_same_but_for_rounding_is_drawn(results, tmp_path, value):
+    for place, estimates in enumerate(results.estimates.values()):
+        for subset in ("near", "middle", "far"):
+            rounded = value + 4e-17 * (place % 2)
+            estimates[subset]["psnr"] = Estimate(rounded, rounded, rounded)
+    write_report(results, tmp_path)
+    (chart, *_) = [svg for svg in Page(tmp_path / "report.html").all("svg") if svg.get("role") == "img"]
+    assert "PSNR (dB) over view distance" in chart["aria-label"]
 
 
 def test_labels_of_lines_do_not_overlap(results, tmp_path):

@@ -142,7 +142,9 @@ def _shorten(row: Row) -> str:
 
 def _nice_ticks(low: float, high: float) -> tuple[list[float], int]:
     """Round values about a quarter of the range apart that enclose it, and the decimals they need."""
-    span = high - low or abs(high) * 0.1 or 1.0
+    span, largest = high - low, max(abs(low), abs(high))
+    if span <= 1e-9 * max(largest, 1.0):  # equal but for rounding
+        span = largest * 0.1 if largest > 1e-9 else 1.0
     magnitude = 10 ** math.floor(math.log10(span / 4))
     step: float = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= span / 4 * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

@@ -115,11 +115,13 @@ def compare(
     """The paired difference, and what it says: "unclear" unless its interval leaves out 0.
 
     Where there is no paired difference, or it cannot say which of two values about 1 is nearer, the verdict is by
-    the rows' own intervals, which must not touch.
+    the rows' own intervals, which must not touch. Without intervals (one scene; FID) nothing is clear.
     """
     difference = find_difference(results, row, against, figure, subset)
     ours = estimate_of(results, row, figure, subset)
     theirs = estimate_of(results, against, figure, subset)
+    if not _has_intervals(results, figure, subset, ours, theirs):
+        return difference, "unclear"
     sign = {"higher": 1, "lower": -1, "one": 0}[figure.better]
     if figure.better == "one" and ours and theirs and (ours.value - 1) * (theirs.value - 1) > 0:
         sign = 1 if ours.value < 1 else -1
@@ -130,6 +132,15 @@ def compare(
         return difference, "unclear"
     (our_least, our_most), (their_least, their_most) = _badness_range(figure, ours), _badness_range(figure, theirs)
     return difference, "better" if our_most < their_least else "worse" if our_least > their_most else "unclear"
+
+
+def _has_intervals(
+    results: Results, figure: Figure, subset: str, ours: Estimate | None, theirs: Estimate | None
+) -> bool:
+    """Whether intervals that are a single value are so because scenes agree, and not because nothing tells them."""
+    if len({pair.scene for pair in results.pairs if subset in pair.subsets}) < 2:
+        return False
+    return figure.per_pair or all(estimate is None or estimate.low < estimate.high for estimate in (ours, theirs))
 
 
 def _badness_range(figure: Figure, estimate: Estimate) -> tuple[float, float]:
