@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from sidestep.files import atomic_path, write_json
+from sidestep.errors import SidestepError
+from sidestep.files import atomic_path, make_folder, write_json
 
 
 class Stop(Exception):
@@ -104,3 +105,12 @@ def test_json_is_read_back_and_a_failure_keeps_the_old(tmp_path):
         write_json(path, {"scenes": object()})
     assert json.loads(path.read_text(encoding="utf-8"))["t"] == 600
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_made_and_left_as_it_was(tmp_path):
+    make_folder(tmp_path / "new" / "folder")
+    (tmp_path / "new" / "folder" / "file").write_text("kept")
+    make_folder(tmp_path / "new" / "folder")
+    assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == ["file"]
+    with pytest.raises(SidestepError, match=r"file: cannot be a folder to write into \(File exists\); name another"):
+        make_folder(tmp_path / "new" / "folder" / "file")

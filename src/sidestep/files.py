@@ -4,10 +4,13 @@ import json
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from sidestep.errors import SidestepError
 
 
 @contextmanager
@@ -35,6 +38,21 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(temporary)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def make_folder(path: str | Path) -> None:
+    """Makes the folder where it is not there, and tries it, before hours of work end in a file that cannot be written.
+
+    Raises:
+        SidestepError: if it is a file, or nothing can be written into it.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise SidestepError(f"{path}: cannot be a folder to write into ({error.strerror}); name another") from None
 
 
 def write_json(path: str | Path, data: Any) -> None:

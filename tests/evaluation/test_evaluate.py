@@ -147,6 +147,9 @@ def test_scenes_without_points_lack_the_rows_that_need_them(tiny_model: Path, tm
         ({"predictions": {"../up": Path("x")}}, "name a row by letters"),
         ({"predictions": {"theirs": Path("absent")}}, "absent: no such folder of predictions"),
         ({"predictions": {"copy": FURNITURE}}, "'copy' is the name of another row"),
+        ({"predictions": {"target": FURNITURE}}, "'target' is the name of another row"),
+        ({"protocol": "paper"}, "protocol 'paper': no such protocol; there are distance, paper-3class"),
+        ({"groups": ("limit",)}, "only such that see the true target; add the rows baseline or model"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"groups": ("baselines",)}, "rows 'baselines': no such group; there are baseline, model, option, limit"),
         ({"split": "val"}, "none of the 3 scenes is in split val"),
@@ -156,6 +159,33 @@ def test_what_is_refused(tiny_model: Path, tmp_path: Path, options: dict, fault:
     with pytest.raises(SidestepError, match=fault):
         evaluate(tiny_model, FURNITURE, tmp_path / "report", **options)
     assert not (tmp_path / "report").exists()
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "report"):
+        with pytest.raises(SidestepError, match=r"file.*: cannot be a folder to write into \(.*\); name another"):
+            evaluate(tiny_model, FURNITURE, out, progress=lambda *_: pytest.fail("it began"))
+
+
+def test_a_damaged_picture_of_another_program_is_refused_before_the_work(
+    tiny_model: Path, listed: Path, truths: Path, tmp_path: Path
+) -> None:
+    (truths / "00002.png").write_bytes((truths / "00002.png").read_bytes()[:500])
+    with pytest.raises(SidestepError, match=r"00002\.png: .*damaged"):
+        evaluate(tiny_model, FURNITURE, tmp_path / "report", pairs=listed, predictions={"theirs": truths})
+    assert not (tmp_path / "report").exists()
+
+
+def test_another_programs_row_is_compared_in_pairs_where_the_model_has_none(
+    tiny_model: Path, listed: Path, truths: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "report"
+    results = evaluate(
+        tiny_model, FURNITURE, out, pairs=listed, groups=("baseline",), predictions={"truths": truths}, steps=2
+    )
+    compared = {(each.row, each.against) for each in results.differences}
+    assert compared == {("truths", name) for name in ("copy", "blurred", "floor", "points")}
 
 
 def test_a_folder_without_pictures_of_the_list_is_refused(tiny_model: Path, listed: Path, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """The evaluation itself: pairs stream through the rows, a batch at a time, and leave figures behind."""
 
 import datetime
-import logging
 import platform
 import resource
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from sidestep.cameras import Camera, distance_scale
@@ -21,7 +21,8 @@ from sidestep.captures.pairs import write_pairs
 from sidestep.captures.splits import Split
 from sidestep.errors import SidestepError
 from sidestep.evaluation.baselines import BestBlur, blurred, floor_homography, floor_plane, point_warp
-from sidestep.evaluation.gallery import first_sheet
+from sidestep.evaluation.comparison import choose_main_row
+from sidestep.evaluation.gallery import COLUMNS, SIDE, first_sheet
 from sidestep.evaluation.metrics import Metrics, Targets
 from sidestep.evaluation.predictions import Predictions
 from sidestep.evaluation.protocol import (
@@ -39,11 +40,9 @@ from sidestep.evaluation.report import write_report
 from sidestep.evaluation.results import SUBSETS, Difference, Estimate, Group, Results, Row
 from sidestep.evaluation.rows import Batch, Model, by_group
 from sidestep.evaluation.statistics import bootstrap, paired_difference
-from sidestep.files import atomic_path
+from sidestep.files import atomic_path, make_folder
 from sidestep.images import resize_and_crop, to_image, to_tensor
 from sidestep.pipeline import NovelViewPipeline
-
-logger = logging.getLogger(__name__)
 
 GROUPS: tuple[Group, ...] = ("baseline", "model", "option", "limit")
 
@@ -105,8 +104,11 @@ def evaluate(
         progress: called with (pairs done, pairs in all).
 
     Raises:
-        SidestepError: if the data, the model, the list or the predictions do not fit.
+        SidestepError: if the data, the model, the list or the predictions do not fit, every row sees the true target,
+            or `out` cannot be written to.
     """
+    if protocol not in PROTOCOLS:
+        raise SidestepError(f"protocol {protocol!r}: no such protocol; there are {', '.join(PROTOCOLS)}")
     if batch_size < 1:
         raise SidestepError(f"batch_size is {batch_size}; it must be 1 or more")
     for group in groups:
@@ -119,13 +121,15 @@ def evaluate(
     pipe = NovelViewPipeline.from_pretrained(model, prior=prior, device=device)
     shown = Model(pipe.prior, pipe.tunet, steps, seed)
     for name in predictions or {}:
-        if name in {maker.row.name for maker in by_group(shown, GROUPS)} | {row.name for row in BASELINES}:
+        taken = {maker.row.name for maker in by_group(shown, GROUPS)} | {row.name for row in BASELINES}
+        if name in taken | {"reference", "target"}:
             raise SidestepError(f"predictions {name!r} is the name of another row; give it one of its own")
     others = [Predictions(name, folder, len(every)) for name, folder in (predictions or {}).items()]
     metrics = Metrics(pipe.device, rules.sizes, weights)
     run = _Run(every, shown, metrics, groups, others)
     about = {
         "Model": str(model),
+        "Data": Path(data).resolve().name,
         "Prior": f"{prior or model}, fingerprint {pipe.prior.fingerprint()[:12]}",
         "Pairs": f"{len(every)} of {len({pair.scene.id for pair in every})} scenes, "
         + (f"listed in {pairs.name}" if pairs else f"protocol {protocol}, split {split}, seed {seed}"),
@@ -135,12 +139,13 @@ def evaluate(
         "Date": datetime.date.today().isoformat(),
         "Command": command,
     }
+    make_folder(out)
     with TemporaryDirectory(prefix="sidestep-evaluation-") as pictures:
         results = run(about, Path(pictures), batch_size, seed, progress)
+        write_pairs(Path(out) / "pairs.json", listed)
         write_report(results, Path(out), Path(pictures))
         with atomic_path(Path(out) / "first.jpg") as temporary:
             first_sheet(results, Path(pictures)).save(temporary, quality=85)
-    write_pairs(Path(out) / "pairs.json", listed)
     return results
 
 
@@ -156,6 +161,14 @@ class _Run:
         self.pairs, self.model, self.metrics = pairs, model, metrics
         self.groups, self.predictions = groups, predictions
         self.makers = by_group(model, groups)
+        self.prediction_rows = [Row(each.name, each.name, "predictions") for each in predictions]
+        self.declared = [
+            *(BASELINES if "baseline" in groups else ()),
+            *(maker.row for maker in self.makers),
+            *self.prediction_rows,
+        ]
+        if all(row.uses_target for row in self.declared):
+            raise SidestepError("no row, or only such that see the true target; add the rows baseline or model")
         self.size = model.prior.image_size
         self.seconds: dict[str, float] = defaultdict(float)
         self.values: dict[str, dict[str, list[float | None]]] = {}
@@ -184,7 +197,7 @@ class _Run:
                     column = self.values.setdefault(row.name, {}).setdefault(figure, [None] * len(self.pairs))
                     for position, value in zip(positions, values, strict=True):
                         column[position] = value
-                if row.group in ("model", "predictions"):
+                if row.name in COLUMNS or row.group == "predictions":
                     _keep(pictures / row.name, members, views)
             done += len(chosen)
             if progress is not None:
@@ -251,7 +264,7 @@ class _Run:
             views, seconds = batch.run(maker)
             self.seconds[maker.row.name] += seconds
             yield maker.row, pairs, views
-        for row, predictions in zip(self._prediction_rows(), self.predictions, strict=True):
+        for row, predictions in zip(self.prediction_rows, self.predictions, strict=True):
             members = [pair for pair in pairs if predictions.has(pair.position)]
             if members:
                 yield row, members, predictions.load([pair.position for pair in members], self.size)
@@ -269,18 +282,9 @@ class _Run:
             return point_warp(photo[None], reference, target, scene.points, plane)[0]
         return None if plane is None else floor_homography(photo[None], reference, target, plane)[0]
 
-    def _prediction_rows(self) -> list[Row]:
-        return [Row(each.name, each.name, "predictions") for each in self.predictions]
-
     def _results(self, about: dict[str, str], sigma: float, seed: int) -> Results:
         blur = replace(BLUR, note=f"{BLUR.note} Its deviation: {sigma * self.size:.1f} px.")
-        baselines = [blur if row == BLUR else row for row in BASELINES]
-        declared = [
-            *(baselines if "baseline" in self.groups else []),
-            *(maker.row for maker in self.makers),
-            *self._prediction_rows(),
-        ]
-        rows = [row for row in declared if row.name in self.values]
+        rows = [blur if row == BLUR else row for row in self.declared if row.name in self.values]
         scenes = [pair.scene.id for pair in self.pairs]
         estimates: dict[str, dict[str, dict[str, Estimate]]] = {}
         for row in rows:
@@ -288,7 +292,7 @@ class _Run:
                 chosen = [pair.position for pair in self.pairs if subset in pair.info.subsets]
                 if chosen:
                     estimates.setdefault(row.name, {})[subset] = self._estimates(row, chosen, scenes, seed)
-        return Results(
+        results = Results(
             about,
             [pair.info for pair in self.pairs],
             rows,
@@ -296,10 +300,11 @@ class _Run:
             self.metrics.missing,
             self.values,
             estimates,
-            self._differences(rows, scenes, seed),
-            {name: seconds / self._count(name) for name, seconds in self.seconds.items()},
-            _peak_memory(self.model.prior.unet.device),
+            seconds={name: seconds / self._count(name) for name, seconds in self.seconds.items()},
+            memory=_peak_memory(self.model.prior.unet.device),
         )
+        results.differences = self._differences(rows, choose_main_row(results), scenes, seed)
+        return results
 
     def _count(self, row: str) -> int:
         """Of how many pairs a row has views."""
@@ -321,11 +326,10 @@ class _Run:
             found |= self.metrics.whole(row.name, chosen, there, seed)
         return found
 
-    def _differences(self, rows: list[Row], scenes: list[str], seed: int) -> list[Difference]:
-        names = [row.name for row in rows]
-        main = "auto" if "auto" in names else None
-        compared = [pair for pair in COMPARED if set(pair) <= set(names)]
-        compared += [(main, row.name) for row in rows if main and row.name != main and row.group != "limit"]
+    def _differences(self, rows: list[Row], main: str, scenes: list[str], seed: int) -> list[Difference]:
+        names = {row.name for row in rows}
+        compared = [(main, row.name) for row in rows if row.name != main and row.group != "limit"]
+        compared = [pair for pair in COMPARED if names.issuperset(pair) and pair not in compared] + compared
         found = []
         for subset in ("all", *DISTANCES):
             chosen = [pair.position for pair in self.pairs if subset in pair.info.subsets]
@@ -343,10 +347,12 @@ class _Run:
 
 
 def _keep(folder: Path, pairs: Sequence[PairOfFrames], pictures: Tensor) -> None:
-    """For the report, which shows some of them once it is known which."""
+    """As small as the report shows them; it shows some, once it is known which."""
     folder.mkdir(exist_ok=True)
     for pair, picture in zip(pairs, pictures, strict=True):
-        to_image(picture).save(folder / f"{pair.position:05d}.png")
+        image = to_image(picture)
+        image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+        image.save(folder / f"{pair.position:05d}.png")
 
 
 def _device(device: torch.device, batch_size: int) -> str:

@@ -24,7 +24,8 @@ class Predictions:
             count: pairs in the list.
 
         Raises:
-            SidestepError: if the name is none, the folder is missing, or it holds no picture of the list's pairs.
+            SidestepError: if the name is none, the folder is missing, or it holds no picture of the list's pairs,
+                or one that cannot be read.
         """
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise SidestepError(f"predictions {name!r}: name a row by letters, digits, '-', '_' and '.'")
@@ -38,16 +39,14 @@ class Predictions:
                 f"{folder}: no picture for any of the {count} pairs; name them 00000.png, 00001.png, ... in the "
                 "order of pairs.json"
             )
+        for path in self._paths.values():  # now, and not after hours
+            load_image(path)
 
     def has(self, position: int) -> bool:
         """Whether there is a picture for the pair at this position."""
         return position in self._paths
 
     def load(self, positions: list[int], size: int) -> Tensor:
-        """Their pictures, (N, 3, size, size) in [-1, 1].
-
-        Raises:
-            SidestepError: if one cannot be read.
-        """
+        """Their pictures, (N, 3, size, size) in [-1, 1]."""
         pictures = [resize_and_crop(load_image(self._paths[position]), size) for position in positions]
         return torch.stack([to_tensor(picture) for picture in pictures])

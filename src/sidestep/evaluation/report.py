@@ -46,8 +46,8 @@ def write_report(results: Results, out: Path, pictures: Path | None = None, main
         SidestepError: if there is no such row, every row sees the target, or a picture is damaged.
     """
     main = find_row(results, main_row or choose_main_row(results))
+    results.write(out / "results.json")  # first: it is what took the time
     page = render_page(results, main, pictures)
-    results.write(out / "results.json")
     write_table_csv(results, out / "tables.csv")
     write_pairs_csv(results, out / "pairs.csv")
     write_latex(results, out / "tables.tex")
