@@ -117,6 +117,14 @@ def test_names_that_sort_out_of_order(copy: Path) -> None:
     assert ("name-order", "scopia024") in kinds(inspection)
 
 
+def test_names_that_differ_in_more_than_a_number_are_in_order(copy: Path) -> None:
+    names = [f"left{number:02d}.jpg" for number in range(12, 24)] + [f"right{number:02d}.jpg" for number in range(13)]
+    for number, name in enumerate(names):
+        (copy / "images" / f"{number:03d}.jpg").rename(copy / "images" / name)
+    edit_poses(copy, lambda number, fields: [*fields[:-1], names[number]])
+    assert inspect_captures(copy, photos=False).findings == ()
+
+
 def turned_away(cameras: list[Camera]) -> list[Camera]:
     pose = cameras[6].world_to_camera.clone()
     pose[:3] = torch.diag(torch.tensor([-1.0, 1.0, -1.0])) @ pose[:3]

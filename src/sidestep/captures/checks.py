@@ -206,9 +206,9 @@ def _unlisted(scene: Scene, images: Path) -> list[str]:
     return sorted(str(path.relative_to(images)) for path in photos if path.resolve() not in used)
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
+def _natural(name: str) -> str:
     """Sorts names as people count: runs of digits by their value."""
-    return [(int(digits or 0), text) for text, digits in re.findall(r"(\D*)(\d*)", name)]
+    return re.sub(r"\d+", lambda digits: digits[0].zfill(20), name)
 
 
 def _lens_fault(camera: Camera) -> str | None:
