@@ -341,6 +341,11 @@ def test_an_inspection_is_told_and_fails_on_an_error(
 
     assert sidestep(monkeypatch, "capture", "inspect", tmp_path / "absent") == 1
     assert "error:" in capsys.readouterr().err
+    for out, fault in ((tmp_path, "is a folder; name a file in it"), (page / "page.html", "cannot be a folder")):
+        assert sidestep(monkeypatch, "capture", "inspect", furniture, "--out", out) == 1
+        told = capsys.readouterr()
+        assert fault in told.err
+        assert not told.out
 
 
 def test_an_evaluation_gets_what_was_asked_for_and_is_told(
@@ -370,3 +375,6 @@ def test_an_evaluation_gets_what_was_asked_for_and_is_told(
     assert json.loads(capsys.readouterr().out)["estimates"]["auto"]["all"]["psnr"]["value"] == 19.127
     assert sidestep(monkeypatch, "evaluate", "--data", "d", "--out", "r", "--predictions", "seva") == 1
     assert "--predictions seva: expected NAME=DIR" in capsys.readouterr().err
+    twice = ["--predictions", "seva=a", "--predictions", "seva=b"]
+    assert sidestep(monkeypatch, "evaluate", "--data", "d", "--out", "r", *twice) == 1
+    assert "seva is given twice" in capsys.readouterr().err

@@ -278,6 +278,8 @@ def evaluate(
             raise SidestepError(
                 f"--predictions {entry}: expected NAME=DIR, a row's name and the folder of its pictures"
             )
+        if name in folders:
+            raise SidestepError(f"--predictions {entry}: {name} is given twice; give each row a name of its own")
         folders[name] = Path(folder)
     with _progress() as progress:
         bar = progress.add_task("pairs", total=None)
@@ -332,7 +334,12 @@ def inspect(
     """Say what a captured set holds and what is broken in it; exit with 1 if anything is an error."""
     from sidestep.captures.inspection import inspect_captures
     from sidestep.captures.inspection_page import write_page
+    from sidestep.files import make_folder
 
+    if out is not None:
+        if out.is_dir():
+            raise SidestepError(f"{out}: is a folder; name a file in it")
+        make_folder(out.parent)
     with _progress() as progress:
         bar = progress.add_task("scenes", total=None)
         found = inspect_captures(
