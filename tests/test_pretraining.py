@@ -598,6 +598,28 @@ def test_an_init_that_does_not_fit_is_refused(finished: PretrainConfig, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("part", "options", "fault"),
+    [
+        ("autoencoder", {"crop": 64}, "autoencoder.crop=64: must be a multiple of 8, at most image_size=32"),
+        ("autoencoder", {"crop": 12}, "autoencoder.crop=12: must be a multiple of 8"),
+        (
+            "autoencoder",
+            {"decoder_layers": (2,)},
+            "decoder_layers has 1 entries; give one for each of the 4 channels",
+        ),
+        ("unet", {"attention": (True,)}, "unet.attention has 1 entries; give one for each of the 2 channels"),
+        ("unet", {"t_low": 1000}, "unet.t_low=1000: must lie between 1 and 999"),
+    ],
+)
+def test_settings_that_do_not_fit_each_other_are_refused(
+    finished: PretrainConfig, tmp_path: Path, part: str, options: dict[str, Any], fault: str
+) -> None:
+    changed = {part: replace(getattr(finished, part), **options)}
+    with pytest.raises(SidestepError, match=fault):
+        pretrain(replace(finished, out=tmp_path / "run", **changed))
+
+
 def test_a_run_keeps_a_record(finished: PretrainConfig) -> None:
     for part in ("autoencoder", "unet"):
         lines = (finished.out / part / "metrics.jsonl").read_text().splitlines()

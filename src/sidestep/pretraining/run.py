@@ -14,7 +14,7 @@ from sidestep.pretraining.autoencoder import AutoencoderTask, build_autoencoder
 from sidestep.pretraining.config import PretrainConfig
 from sidestep.pretraining.encoding import encode_once
 from sidestep.pretraining.pictures import pictures_by_split
-from sidestep.pretraining.unet import UNetTask, build_unet
+from sidestep.pretraining.unet import NUM_TIMESTEPS, UNetTask, build_unet
 from sidestep.prior import LatentPrior
 
 
@@ -25,12 +25,9 @@ def pretrain(config: PretrainConfig) -> Path:
     so the latents stay what they were. If the U-Net takes no steps either, nothing is encoded.
 
     Raises:
-        SidestepError: if there are no pictures, or a folder given by `init` does not fit.
+        SidestepError: if there are no pictures, settings do not fit each other, or a folder given by `init` does not.
     """
-    if config.autoencoder.train == "decoder" and config.init is None:
-        raise SidestepError("autoencoder.train=decoder: needs init, the prior whose encoder is kept")
-    if not 0 <= config.photograph_share <= 1:
-        raise SidestepError(f"photograph_share={config.photograph_share}: must be a share between 0 and 1")
+    _check(config)
     pictures = pictures_by_split(config.data)
     photographs = pictures_by_split(config.photographs) if config.photographs else None
     initial = _initial_prior(config)
@@ -56,6 +53,28 @@ def pretrain(config: PretrainConfig) -> Path:
         with atomic_path(config.out / "prior") as temporary:
             prior.save_pretrained(temporary)
     return config.out / "prior"
+
+
+def _check(config: PretrainConfig) -> None:
+    autoencoder, unet = config.autoencoder, config.unet
+    if autoencoder.train == "decoder" and config.init is None:
+        raise SidestepError("autoencoder.train=decoder: needs init, the prior whose encoder is kept")
+    if not 0 <= config.photograph_share <= 1:
+        raise SidestepError(f"photograph_share={config.photograph_share}: must be a share between 0 and 1")
+    cell = 2 ** (len(autoencoder.channels) - 1)
+    if autoencoder.crop % cell or not cell <= autoencoder.crop <= config.image_size:
+        raise SidestepError(
+            f"autoencoder.crop={autoencoder.crop}: must be a multiple of {cell}, at most image_size={config.image_size}"
+        )
+    if not 0 < unet.t_low < NUM_TIMESTEPS:
+        raise SidestepError(f"unet.t_low={unet.t_low}: must lie between 1 and {NUM_TIMESTEPS - 1}")
+    for name, given, channels in (
+        ("autoencoder.encoder_layers", autoencoder.encoder_layers, autoencoder.channels),
+        ("autoencoder.decoder_layers", autoencoder.decoder_layers, autoencoder.channels),
+        ("unet.attention", unet.attention, unet.channels),
+    ):
+        if len(given) != len(channels):
+            raise SidestepError(f"{name} has {len(given)} entries; give one for each of the {len(channels)} channels")
 
 
 def _initial_prior(config: PretrainConfig) -> LatentPrior | None:

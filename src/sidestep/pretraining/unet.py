@@ -18,6 +18,8 @@ from sidestep.pretraining.config import PretrainConfig, UNetConfig
 from sidestep.pretraining.pictures import psnr, sheet
 from sidestep.prior import LatentPrior
 
+NUM_TIMESTEPS = 1000
+
 
 def build_unet(config: UNetConfig, sample_size: int, latent_channels: int) -> UNet2DModel:
     """The latent U-Net before training."""
@@ -48,6 +50,7 @@ class UNetTask:
         self.captured = len(latents["train"])
         self.train = torch.cat([latents[name] for name in ("train", "train_photographs") if name in latents])
         self.scheduler = DDIMScheduler(
+            NUM_TIMESTEPS,
             beta_start=0.00085,
             beta_end=0.012,
             beta_schedule="scaled_linear",
@@ -59,8 +62,7 @@ class UNetTask:
     def draw(self, step: int) -> list[Any]:
         unet = self.config.unet
         rng = np.random.default_rng((unet.seed, step))
-        size = unet.batch_size
-        last = self.scheduler.config.num_train_timesteps
+        size, last = unet.batch_size, NUM_TIMESTEPS
         indices = rng.integers(self.captured, size=size)
         low = rng.random(size) < unet.low_share
         timesteps = np.where(low, rng.integers(unet.t_low, size=size), rng.integers(unet.t_low, last, size=size))
