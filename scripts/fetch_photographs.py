@@ -22,10 +22,9 @@ from PIL import Image
 
 from sidestep.errors import SidestepError
 from sidestep.files import atomic_path
-from sidestep.images import load_image
+from sidestep.images import SUFFIXES, load_image
 
 SHORTER_SIDE = 512
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 # Below /usr/share: the folder, then the photographs in it, each a file's stem or a wallpaper's folder.
 PHOTOGRAPHS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -88,7 +87,7 @@ def fetch(out: Path) -> int:
     """Writes all photographs to `out`, or nothing; returns how many there are.
 
     Raises:
-        SidestepError: if `out` holds anything, or a package cannot be downloaded or unpacked.
+        SidestepError: if `out` holds anything, a package cannot be downloaded or unpacked, or none has a photograph.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SidestepError(f"{out}: exists already; name a new folder, or delete it")
@@ -108,6 +107,8 @@ def fetch(out: Path) -> int:
             if (finished / package).exists():
                 copyright_file = unpacked / "usr/share/doc" / package / "copyright"
                 (finished / package / "copyright").write_bytes(copyright_file.read_bytes())
+        if count == 0:
+            raise SidestepError("this release's packages hold none of the photographs; try another release")
     return count
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sidestep.errors import SidestepError
 
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # of the files that are looked for in folders
 MAX_PIXELS = 100_000_000
 FULL_FRAME_DIAGONAL = math.hypot(36.0, 24.0)  # mm; "35 mm equivalent" compares diagonals (CIPA DCG-001)
 

@@ -7,9 +7,7 @@ import torch
 from torch import Tensor
 
 from sidestep.errors import SidestepError
-from sidestep.images import load_image, resize_and_crop, to_tensor
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+from sidestep.images import SUFFIXES, load_image, resize_and_crop, to_tensor
 
 
 class Predictions:

@@ -10,9 +10,7 @@ from torch import Tensor
 from sidestep.captures import Frame, read_captures
 from sidestep.captures.splits import Split, model_split
 from sidestep.errors import SidestepError
-from sidestep.images import load_image, resize_and_crop, to_tensor
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+from sidestep.images import SUFFIXES, load_image, resize_and_crop, to_tensor
 
 Picture = Path | Frame
 Pictures = dict[Split, list[Picture]]
