@@ -58,6 +58,12 @@ def test_a_short_scene_gives_the_distances_that_it_has(scenes: list[Scene]) -> N
     assert gaps[2:] == [6, 6]
 
 
+def test_a_scene_of_one_frame_is_left_out_and_named(scenes: list[Scene]) -> None:
+    single = replace(scenes[0], frames=scenes[0].frames[:1])
+    with pytest.warns(UserWarning, match="chair/scopia024 left out: one frame gives no pair"):
+        assert distance_pairs([single, scenes[1]], 0) == distance_pairs([scenes[1]], 0)
+
+
 def test_the_side_is_where_the_camera_steps_to(scenes: list[Scene]) -> None:
     for pair in pairs_of_frames(distance_pairs(scenes, seed=0), scenes):
         seen, _ = pair.reference.camera.project(pair.target.camera.centre[None])
@@ -84,7 +90,7 @@ def test_the_papers_protocol_draws_the_papers_pairs(scenes: list[Scene]) -> None
 
 
 def test_a_split_without_scenes_is_refused(scenes: list[Scene]) -> None:
-    with pytest.raises(SidestepError, match="none of the 3 scenes is in split val"):
+    with pytest.raises(SidestepError, match="none of the 3 scenes is in split val of rule model; name other data"):
         held_out_pairs(scenes, PROTOCOLS["distance"], "val", seed=0)
 
 
@@ -93,6 +99,12 @@ def test_a_list_that_names_a_pair_twice_is_refused(scenes: list[Scene], tmp_path
     write_pairs(tmp_path / "pairs.json", [pair, pair])
     with pytest.raises(SidestepError, match=r"pairs\.json: .*000\.jpg to 001\.jpg is listed twice"):
         listed_pairs(tmp_path / "pairs.json", scenes)
+
+
+def test_a_picture_in_place_of_a_list_is_refused_in_one_short_line(scenes: list[Scene]) -> None:
+    with pytest.raises(SidestepError, match=r"000\.jpg: not a list of pairs \(UnicodeDecodeError: ") as told:
+        listed_pairs(scenes[0].frames[0].path, scenes)
+    assert len(str(told.value)) < 400
 
 
 def test_wrong_partners_are_of_the_same_distance_and_another_pair(scenes: list[Scene]) -> None:

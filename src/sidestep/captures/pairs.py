@@ -93,7 +93,9 @@ def read_pairs(path: str | Path, scenes: Sequence[Scene] | None = None) -> list[
     except FileNotFoundError:
         raise SidestepError(f"{path}: no such file") from None
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise SidestepError(f"{path}: not a list of pairs ({error!r}); write it with evaluation_pairs") from None
+        raise SidestepError(
+            f"{path}: not a list of pairs ({type(error).__name__}: {error}); write it with evaluation_pairs"
+        ) from None
     frames = None if scenes is None else {scene.id: {frame.name for frame in scene.frames} for scene in scenes}
     for index, pair in enumerate(pairs):
         if not all(isinstance(name, str) and name for name in asdict(pair).values()):

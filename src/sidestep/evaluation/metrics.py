@@ -94,7 +94,8 @@ class Metrics:
     - `fid`: FID, on torch-fidelity's Inception; where its published weights can be had.
 
     `psnr`, `ssim`, `lpips_*`, `perceptual` and `fid` are measured at the pictures' own size and, named "psnr@256" and
-    the like, with both pictures resized, bilinearly with antialiasing. The other figures have a size of their own.
+    the like, with both pictures resized, bilinearly with antialiasing. `gradient` is measured at their own size alone,
+    and the other figures at one that is part of them.
 
     Attributes:
         figures: what is measured, in the order of the tables.

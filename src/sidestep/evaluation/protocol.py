@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,13 +65,16 @@ class PairOfFrames:
 def distance_pairs(scenes: Sequence[Scene], seed: int) -> list[Pair]:
     """For each scene one pair of each distance in DISTANCES, in both directions of its path, as far as it has frames.
 
-    A scene's pairs depend on the seed and the scene's id alone, and so does the order of any two pairs: scenes that
-    are added change neither. The order is a random one, so that the first pairs of a list are a fair sample of it.
+    A scene's pairs depend on the seed, the scene's id and its frames alone, and so does the order of any two pairs:
+    scenes that are added change neither. The order is a random one, so that the first pairs of a list are a fair
+    sample of it. Scenes of a single frame are left out with a warning that names them.
     """
     pairs = []
     for scene in scenes:
         rng = np.random.default_rng((seed, _number(scene.id)))
         count = len(scene.frames)
+        if count < 2:
+            warnings.warn(f"scene {scene.id} left out: one frame gives no pair", stacklevel=2)
         for low, high in DISTANCES.values():
             for step in (1, -1):
                 # Every pair of this distance is equally likely, whatever its gap.
@@ -92,7 +96,10 @@ def held_out_pairs(scenes: Sequence[Scene], protocol: Protocol, split: Split, se
     """
     chosen = split_scenes(scenes, protocol.split)[split]
     if not chosen:
-        raise SidestepError(f"none of the {len(scenes)} scenes is in split {split} of rule {protocol.split}")
+        raise SidestepError(
+            f"none of the {len(scenes)} scenes is in split {split} of rule {protocol.split}; "
+            "name other data, another split, or a list of pairs"
+        )
     pairs = distance_pairs(chosen, seed) if protocol.by_distance else evaluation_pairs(chosen, seed)
     if not pairs:
         raise SidestepError(f"none of the {len(chosen)} scenes of split {split} has frames enough for a pair")

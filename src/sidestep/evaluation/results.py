@@ -142,7 +142,7 @@ class Results:
         except FileNotFoundError:
             raise SidestepError(f"{path}: no such file") from None
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise SidestepError(f"{path}: not an evaluation's results.json ({error!r})") from None
+            raise SidestepError(f"{path}: not an evaluation's results.json ({type(error).__name__}: {error})") from None
 
 
 def _from_json(data: dict[str, Any]) -> Results:
