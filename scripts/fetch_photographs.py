@@ -9,8 +9,9 @@ or be empty, gets PACKAGE/NAME.jpg, the shorter side 512 pixels, and PACKAGE/cop
 licences: Creative Commons BY, BY-SA and zero, and the GPL, by picture or by package.
 
 Which of the packages' pictures are photographs, and neither drawings nor gradients, was decided by looking at Debian
-12's. Other releases may lack some of them, and say so; what they have besides is left alone. Of a photograph at several
-resolutions the largest is taken. Only JPEG, PNG and WebP are read, not JPEG XL, in which newer releases store some.
+12's, where gnome-backgrounds and ukui-wallpapers have none. Other releases may lack some of them, and say so; what they
+have besides is left alone. Of a photograph at several resolutions the largest is taken. Only JPEG, PNG and WebP are
+read, not JPEG XL, in which newer releases store some.
 """
 
 import subprocess

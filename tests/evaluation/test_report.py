@@ -14,6 +14,7 @@ from PIL import Image
 
 from sidestep.errors import SidestepError
 from sidestep.evaluation.gallery import shown_pairs
+from sidestep.evaluation.protocol import PROTOCOLS
 from sidestep.evaluation.report import write_report
 from sidestep.evaluation.results import Difference, Estimate, EvaluatedPair, Figure, Results, Row
 
@@ -418,3 +419,12 @@ def test_unknown_main_row_and_rows_that_all_see_the_target(results, tmp_path):
     with pytest.raises(SidestepError, match="every row sees the true target"):
         write_report(results, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_published_figures_are_shown_as_copied(results, tmp_path):
+    results.published = list(PROTOCOLS["paper-167class"].published)
+    write_report(results, tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    for text in ("Copied from print", "NViST", "91.63", "0.409"):
+        assert text in page
+    assert Results.read(tmp_path / "results.json").published == results.published

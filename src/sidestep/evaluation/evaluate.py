@@ -142,6 +142,7 @@ def evaluate(
     make_folder(out)
     with TemporaryDirectory(prefix="sidestep-evaluation-") as pictures:
         results = run(about, Path(pictures), batch_size, seed, progress)
+        results.published = list(rules.published)
         write_pairs(Path(out) / "pairs.json", listed)
         write_report(results, Path(out), Path(pictures))
         with atomic_path(Path(out) / "first.jpg") as temporary:
@@ -285,6 +286,10 @@ class _Run:
     def _results(self, about: dict[str, str], sigma: float, seed: int) -> Results:
         blur = replace(BLUR, note=f"{BLUR.note} Its deviation: {sigma * self.size:.1f} px.")
         rows = [blur if row == BLUR else row for row in self.declared if row.name in self.values]
+        rows = [
+            replace(row, note=f"{row.note} Here: {self.metrics.judge}.") if row.name == "oracle" else row
+            for row in rows
+        ]
         scenes = [pair.scene.id for pair in self.pairs]
         estimates: dict[str, dict[str, dict[str, Estimate]]] = {}
         for row in rows:

@@ -193,6 +193,11 @@ class Metrics:
             _keep(self._views[row][name], indices, features)
         return {figure.name: values[figure.name].tolist() for figure in self.figures if figure.per_pair}
 
+    @property
+    def judge(self) -> str:
+        """What `distance` measures."""
+        return (LPIPS_ALEX if LPIPS_ALEX in self._lpips else PERCEPTUAL).title
+
     @torch.inference_mode()
     def distance(self, views: Tensor, targets: Targets) -> Tensor:
         """How far views (B, 3, H, W) are from their photos, (B,) on the CPU: by LPIPS (Alex), or by the perceptual

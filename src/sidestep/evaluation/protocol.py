@@ -16,7 +16,7 @@ from sidestep.captures import Frame, Scene
 from sidestep.captures.pairs import Pair, evaluation_pairs, read_pairs
 from sidestep.captures.splits import Split, split_scenes
 from sidestep.errors import SidestepError
-from sidestep.evaluation.results import EvaluatedPair
+from sidestep.evaluation.results import EvaluatedPair, Published
 
 # By frames between reference and target, first and last (the paper draws 5 to 24 apart and reports one figure).
 DISTANCES: dict[str, tuple[int, int]] = {"near": (1, 5), "middle": (6, 15), "far": (16, 10**9)}
@@ -32,17 +32,40 @@ class Protocol:
         split: the rule that says which scenes are held out, see `split_scenes`.
         sizes: sizes in pixels that LPIPS, FID and the perceptual figures are measured at besides the views' own.
         by_distance: each scene gives a pair of each distance and each direction; else one as the paper draws them.
+        published: what others printed of it; their pairs are not known, so rows compare roughly.
     """
 
     split: str
     sizes: tuple[int, ...]
     by_distance: bool
+    published: tuple[Published, ...] = ()
+
+
+_PAPER = "Singh and Subramanyam 2025"
+
+
+def _published(method: str, lpips: str, psnr: str, ssim: str, fid: str = "") -> Published:
+    figures = {"LPIPS": lpips, "PSNR": psnr, "SSIM": ssim, "FID": fid}
+    return Published(method, _PAPER, {name: value for name, value in figures.items() if value})
 
 
 PROTOCOLS: dict[str, Protocol] = {
     "distance": Protocol("model", (), True),
-    "paper-3class": Protocol("paper-3class", (256,), False),
-    "paper-167class": Protocol("paper-167class", (90,), False),
+    "paper-3class": Protocol(
+        "paper-3class",
+        (256,),
+        False,
+        (_published("GIBR", "0.510", "17.61", "0.554"), _published("the paper", "0.490", "15.71", "0.523")),
+    ),
+    "paper-167class": Protocol(
+        "paper-167class",
+        (90,),
+        False,
+        (
+            _published("NViST", "0.448", "14.31", "0.566", "91.63"),
+            _published("the paper", "0.409", "16.16", "0.578", "65.50"),
+        ),
+    ),
 }
 
 

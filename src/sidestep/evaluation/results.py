@@ -100,6 +100,21 @@ class Difference:
     estimate: Estimate
 
 
+@dataclass(frozen=True)
+class Published:
+    """A line of somebody's table, as they printed it.
+
+    Attributes:
+        method: whose.
+        source: where it was printed.
+        figures: figure's title -> value as printed.
+    """
+
+    method: str
+    source: str
+    figures: dict[str, str]
+
+
 @dataclass
 class Results:
     """An evaluation, whole.
@@ -111,6 +126,7 @@ class Results:
             is None. Only figures that have a value per pair.
         estimates: row -> subset -> figure -> estimate. Subsets without a pair are absent.
         seconds: row -> seconds a view, if the row was made here.
+        published: lines of other people's tables for the same protocol, copied and not measured here.
         memory: peak bytes of the process (and of the GPU), for the whole evaluation.
     """
 
@@ -122,6 +138,7 @@ class Results:
     values: dict[str, dict[str, list[float | None]]] = field(default_factory=dict)
     estimates: dict[str, dict[str, dict[str, Estimate]]] = field(default_factory=dict)
     differences: list[Difference] = field(default_factory=list)
+    published: list[Published] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     memory: dict[str, int] = field(default_factory=dict)
 
@@ -149,6 +166,7 @@ def _from_json(data: dict[str, Any]) -> Results:
     pairs = [EvaluatedPair(**{**pair, "subsets": tuple(pair["subsets"])}) for pair in data.pop("pairs")]
     rows = [Row(**row) for row in data.pop("rows")]
     figures = [Figure(**figure) for figure in data.pop("figures")]
+    published = [Published(**entry) for entry in data.pop("published")]
     differences = [
         Difference(**{**entry, "estimate": Estimate(**entry["estimate"])}) for entry in data.pop("differences")
     ]
@@ -159,4 +177,12 @@ def _from_json(data: dict[str, Any]) -> Results:
         }
         for row, subsets in data.pop("estimates").items()
     }
-    return Results(pairs=pairs, rows=rows, figures=figures, differences=differences, estimates=estimates, **data)
+    return Results(
+        pairs=pairs,
+        rows=rows,
+        figures=figures,
+        differences=differences,
+        estimates=estimates,
+        published=published,
+        **data,
+    )

@@ -305,8 +305,8 @@ def limit_rows(model: Model) -> list[Maker]:
             lambda batch: batch.prior.decode(batch.target_latents),
         ),
         Maker(
-            row("round-trip", f"inverted to {t_star} and back", "The true target inverted and sampled back."),
-            lambda batch: batch.sampled(batch.target_inverted.latents, t_star),
+            row("round-trip", f"inverted to {t_star} and back", "The true target, there and back on one grid."),
+            lambda batch: batch.prior.decode(sample(batch.prior, batch.target_inverted.latents, batch.grid)),
         ),
     ]
     others = {round(t * model.prior.num_train_timesteps / 1000) for t in LIMIT_TIMESTEPS}
