@@ -364,15 +364,19 @@ def _limit(t: int, method: Method | None) -> Callable[[Batch], Tensor]:
         inversion = replace(batch.model.inversion, t_star=t)
         timestep = inversion.timestep
 
+        own = t == batch.model.inversion.t_star
+
         def inverted(name: str, latents: Tensor) -> Inverted:
             return batch.once(f"{name} at {t}", lambda: invert(prior, latents, inversion.grid, timestep))
 
-        mean = inverted("target", batch.target_latents).mean
+        mean = (batch.target_inverted if own else inverted("target", batch.target_latents)).mean
         if method is None:
             return prior.decode(mean / math.sqrt(float(prior.alphas_cumprod[t])))
-        reference = inverted("reference", batch.reference_latents)
+        reference = batch.inverted if own else inverted("reference", batch.reference_latents)
         late = None
-        if method == "addition":
+        if method == "addition" and own:
+            late = batch.late
+        elif method == "addition":
             steps = late_grid(t, inversion.steps, prior.num_train_timesteps, inversion.start)
             late = reference if len(steps) < 2 else invert(prior, reference.latents, steps, timestep)
         return batch.sampled(fuse(prior, method, mean, reference, late, t), t)
