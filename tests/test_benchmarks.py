@@ -47,7 +47,7 @@ def table(prior, monkeypatch, capsys, tmp_path):
         return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
     yield run
-    for name in {"round_trip", "fusion", "held_out", "table"} - before:
+    for name in {"round_trip", "fusion", "choice", "held_out", "table"} - before:
         sys.modules.pop(name, None)
 
 
@@ -73,3 +73,11 @@ def test_fusion_has_a_row_for_each_mean_and_a_result_for_each_reading(table):
 def test_a_split_without_scenes_is_refused_by_name(table):
     with pytest.raises(SidestepError, match="no scene of its is in split train"):
         table("fusion", "--split", "train")
+
+
+def test_no_choice_beats_the_one_that_sees_the_target(table):
+    rows = table("choice", "--prior", "bundled", "--split", "test", "--scenes", "1", "--steps", "2")
+    distances = {row[0]: float(row[2]) for row in rows}
+    shares = {row[0]: float(row[1]) for row in rows}
+    assert (shares["always A"], shares["always B"]) == (1.0, 0.0)
+    assert min(distances, key=lambda name: (distances[name], name[0] != "t")).startswith("the nearer")

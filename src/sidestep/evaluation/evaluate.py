@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sidestep.cameras import Camera, distance_scale
+from sidestep.cameras import Camera
 from sidestep.captures import Scene, read_captures
 from sidestep.captures.pairs import write_pairs
 from sidestep.captures.splits import Split
@@ -33,7 +33,6 @@ from sidestep.evaluation.protocol import (
     held_out_pairs,
     listed_pairs,
     pairs_of_frames,
-    stack_relative,
     wrong_partners,
 )
 from sidestep.evaluation.report import write_report
@@ -220,28 +219,8 @@ class _Run:
     def _batch(
         self, pairs: Sequence[PairOfFrames], partners: Sequence[int], photos: tuple[Tensor, Tensor], truth: Targets
     ) -> Batch:
-        tunet = self.model.tunet
-        reference, target = self._relative(pairs)
-        _, wrong = self._relative([self.pairs[partners[pair.position]] for pair in pairs])
-        known = tunet.config.categories
-        names = [pair.scene.category if pair.scene.category in known else None for pair in pairs]
-        return Batch(
-            self.model,
-            *photos,
-            reference,
-            target,
-            wrong,
-            tunet.category_ids(names),
-            [pair.position for pair in pairs],
-            lambda pictures: self.metrics.distance(pictures, truth),
-        )
-
-    def _relative(self, pairs: Sequence[PairOfFrames]) -> tuple[Camera, Camera]:
-        scales = []
-        for pair in pairs:
-            reference = pair.reference.camera.resize_and_crop(self.size)
-            scales.append(distance_scale(reference, self._cameras(pair.scene), pair.scene.points))
-        return stack_relative(pairs, self.size, scales)
+        others = [self.pairs[partners[pair.position]] for pair in pairs]
+        return Batch.of_pairs(self.model, pairs, others, photos, lambda views: self.metrics.distance(views, truth))
 
     def _cameras(self, scene: Scene) -> Camera:
         """All of a scene's cameras, of pictures as the model sees them."""

@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from sidestep.cameras import Camera
+from sidestep.cameras import Camera, distance_scale
 from sidestep.devices import autocast
+from sidestep.evaluation.protocol import PairOfFrames, stack_relative
 from sidestep.evaluation.results import Row
 from sidestep.fusion import FusionSettings, Method, choose, fuse, noise_scale
 from sidestep.inversion import InversionSettings, Inverted, invert, late_grid, sample
@@ -96,6 +97,29 @@ class Batch:
         self._needs: dict[str, set[str]] = {}
         self._asking: set[str] = set()
         self._inside = 0.0
+
+    @classmethod
+    def of_pairs(
+        cls,
+        model: Model,
+        pairs: Sequence[PairOfFrames],
+        others: Sequence[PairOfFrames],
+        photos: tuple[Tensor, Tensor],
+        judge: Callable[[Tensor], Tensor],
+    ) -> "Batch":
+        """The batch of these pairs, with cameras and categories as TUNet was trained on.
+
+        Args:
+            others: pairs whose target cameras are the wrong ones.
+            photos: of the references and of the targets.
+        """
+        size = model.prior.image_size
+        reference, target = stack_relative(pairs, size, [_scale(pair, size) for pair in pairs])
+        _, wrong = stack_relative(others, size, [_scale(pair, size) for pair in others])
+        known = model.tunet.config.categories
+        categories = [pair.scene.category if pair.scene.category in known else None for pair in pairs]
+        positions = [pair.position for pair in pairs]
+        return cls(model, *photos, reference, target, wrong, model.tunet.category_ids(categories), positions, judge)
 
     def once(self, name: str, function: Callable[[], T]) -> T:
         """The stage's result, computed at the first call; its cost is its own time without the stages in it."""
@@ -212,6 +236,12 @@ class Batch:
         """Sampling from t* and decoding."""
         grid = replace(self.model.inversion, t_star=t_star, steps=min(self.model.steps, t_star)).grid
         return self.prior.decode(sample(self.prior, latents, grid))
+
+
+def _scale(pair: PairOfFrames, size: int) -> float:
+    """What puts the subject at distance 1 from the reference, as in the store of latents."""
+    cameras = Camera.stack([frame.camera.resize_and_crop(size) for frame in pair.scene.frames])
+    return distance_scale(pair.reference.camera.resize_and_crop(size), cameras, pair.scene.points)
 
 
 def model_rows() -> list[Maker]:
