@@ -472,3 +472,10 @@ def test_saving_leaves_the_rest_of_the_folder_alone(tmp_path):
     prior.save_pretrained(tmp_path)
     prior.save_pretrained(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["scheduler", "tunet", "unet", "vae"]
+
+
+def test_a_prior_saved_again_does_not_say_where_it_was_loaded_from(tmp_path):
+    LatentPrior(kl(), unet(), SD).save_pretrained(tmp_path / "first")
+    LatentPrior.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
+    for config in (tmp_path / "second").rglob("*.json"):
+        assert str(tmp_path) not in config.read_text()

@@ -127,7 +127,7 @@ class NovelViewPipeline(DiffusionPipeline):
         targets: Sequence[Camera],
         source: Camera | None = None,
         category: str | None = None,
-        fusion: Fusion = "auto",
+        fusion: Fusion = "variance",
         prompt: str | None = None,
         steps: int = 30,
         seed: int = 0,
@@ -148,7 +148,8 @@ class NovelViewPipeline(DiffusionPipeline):
                 of view of 45 degrees across its shorter side and its subject at distance 1.
             category: one that TUNet was trained with, or None.
             fusion: how noise is put back: "variance" (strategy A), "addition" (B), or "auto": both, and for each
-                view the better one by a score that never sees the target.
+                view the better one by a score that never sees the target. It has not been found to choose better than
+                always A (docs/method.md).
             prompt: guides the sampling, where the prior has a text encoder.
             steps: of sampling. The inversion's are fixed, because TUNet was trained for them.
             seed: of what noise is drawn; A and B as the paper has them draw none.

@@ -13,6 +13,7 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderTiny,
     DDPMScheduler,
+    ModelMixin,
     UNet2DConditionModel,
     UNet2DModel,
 )
@@ -164,6 +165,8 @@ class LatentPrior(torch.nn.Module):
         for name in PARTS:
             part = getattr(self, name)
             if part is not None:
+                if isinstance(part, ModelMixin) and "_name_or_path" in part.config:
+                    part.register_to_config(_name_or_path="")  # a path on this machine, of no use on another
                 with atomic_path(Path(path) / name) as temporary:
                     part.save_pretrained(temporary)
 

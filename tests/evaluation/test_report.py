@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from sidestep.errors import SidestepError
+from sidestep.evaluation.comparison import choose_main_row
 from sidestep.evaluation.gallery import shown_pairs
 from sidestep.evaluation.protocol import PROTOCOLS
 from sidestep.evaluation.report import write_report
@@ -169,7 +170,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def test_page_needs_nothing_else_and_stays_small(results, pictures, tmp_path):
-    write_report(results, tmp_path / "out", pictures)
+    write_report(results, tmp_path / "out", pictures, main_row="auto")
     page = Page(tmp_path / "out" / "report.html")
     assert {name for name, _ in page.elements}.isdisjoint({"script", "link", "iframe", "object"})
     assert all(image["src"].startswith("data:image/jpeg;base64,") for image in page.all("img"))
@@ -180,7 +181,7 @@ def test_page_needs_nothing_else_and_stays_small(results, pictures, tmp_path):
 
 
 def test_names_from_users_are_text(results, pictures, tmp_path):
-    write_report(results, tmp_path, pictures)
+    write_report(results, tmp_path, pictures, main_row="auto")
     page = Page(tmp_path / "report.html")
     assert "<script>alert(1)</script>" in page.section("pictures")
     assert "B & <direct> addition_50%" in page.section("figures")
@@ -188,7 +189,7 @@ def test_names_from_users_are_text(results, pictures, tmp_path):
 
 
 def test_page_is_accessible(results, pictures, tmp_path):
-    write_report(results, tmp_path, pictures)
+    write_report(results, tmp_path, pictures, main_row="auto")
     page = Page(tmp_path / "report.html")
     assert len(page.all("caption")) == len(page.all("table")) > 8
     assert all(head.get("scope") for head in page.all("th"))
@@ -199,7 +200,7 @@ def test_page_is_accessible(results, pictures, tmp_path):
 
 
 def test_best_rows_are_fair_ones(results, tmp_path):
-    write_report(results, tmp_path)
+    write_report(results, tmp_path, main_row="auto")
     bold = Page(tmp_path / "report.html").bold
     assert ("reference, best blur", "18.90") in bold  # the oracle has 19.60
     assert ("auto", "0.335") in bold
@@ -209,7 +210,7 @@ def test_best_rows_are_fair_ones(results, tmp_path):
 
 def test_ties_in_the_decimals_shown_are_all_best(results, tmp_path):
     results.estimates["coarse"]["all"]["psnr"] = Estimate(18.8961, 18, 19)
-    write_report(results, tmp_path)
+    write_report(results, tmp_path, main_row="auto")
     bold = Page(tmp_path / "report.html").bold
     assert {row for row, value in bold if value == "18.90"} == {"reference, best blur", "TUNet, coarse"}
 
@@ -217,7 +218,7 @@ def test_ties_in_the_decimals_shown_are_all_best(results, tmp_path):
 def test_row_without_some_pictures_does_not_compete(results, tmp_path):
     for values in results.values["blur"].values():
         values[0] = None
-    write_report(results, tmp_path)
+    write_report(results, tmp_path, main_row="auto")
     page = Page(tmp_path / "report.html")
     assert ("TUNet, coarse", "18.40") in page.bold
     assert "reference, best blur‡1 pair missing" in page.section("figures")
@@ -226,7 +227,7 @@ def test_row_without_some_pictures_does_not_compete(results, tmp_path):
 
 
 def test_summary_says_where_a_baseline_wins(results, tmp_path):
-    write_report(results, tmp_path)
+    write_report(results, tmp_path, main_row="auto")
     summary = Page(tmp_path / "report.html").section("summary")
     assert "Worse in PSNR (dB) and Kernel distance: there a baseline wins." in summary
     # The best baseline of it is the warp, which no paired difference is with: the rows' own intervals decide.
@@ -241,7 +242,7 @@ def test_difference_counts_whichever_way_round_it_was_taken(results, tmp_path):
         Difference(d.against, d.row, d.figure, d.subset, Estimate(-d.estimate.value, -d.estimate.high, -d.estimate.low))
         for d in results.differences
     ]
-    write_report(results, tmp_path)
+    write_report(results, tmp_path, main_row="auto")
     summary = Page(tmp_path / "report.html").section("summary")
     assert "Worse in PSNR (dB)" in summary
     assert "−0.90" in summary
@@ -254,7 +255,7 @@ def test_sharper_than_the_truth_is_no_gain(results, tmp_path):
     results.estimates["warp"]["all"]["gradient"] = Estimate(0.5, 0.4, 0.6)
     difference = Difference("auto", "copy", "gradient", "all", Estimate(0.3, 0.2, 0.4))
     results.differences = [d for d in results.differences if d.figure != "gradient"] + [difference]
-    write_report(results, tmp_path)
+    write_report(results, tmp_path, main_row="auto")
     assert "Worse in PSNR (dB), Sharpness and Kernel distance" in Page(tmp_path / "report.html").section("summary")
 
 
@@ -262,12 +263,12 @@ def test_nothing_is_called_better_without_an_interval(results, tmp_path):
     """A figure of whole sets that has none, as FID; and one scene, which says nothing of others."""
     for row, value in (("auto", 0.001), ("copy", 0.002)):
         results.estimates[row]["all"]["kernel"] = Estimate(value, value, value)
-    write_report(results, tmp_path / "figure")
+    write_report(results, tmp_path / "figure", main_row="auto")
     page = Page(tmp_path / "figure" / "report.html")
     assert "and Kernel distance: the intervals, where" in page.section("summary")
     assert "▲ better" in page.section("differences")
     results.pairs = [replace(pair, scene="a") for pair in results.pairs]
-    write_report(results, tmp_path / "scene")
+    write_report(results, tmp_path / "scene", main_row="auto")
     page = Page(tmp_path / "scene" / "report.html")
     assert "Better in" not in page.section("summary")
     assert "Worse in" not in page.section("summary")
@@ -275,15 +276,15 @@ def test_nothing_is_called_better_without_an_interval(results, tmp_path):
 
 
 def test_missing_figures_and_their_reasons_are_shown(results, tmp_path):
-    write_report(results, tmp_path / "with")
+    write_report(results, tmp_path / "with", main_row="auto")
     assert "inception weights not found; give" in Page(tmp_path / "with" / "report.html").section("missing")
     results.missing = {}
-    write_report(results, tmp_path / "without")
+    write_report(results, tmp_path / "without", main_row="auto")
     assert not Page(tmp_path / "without" / "report.html").section("missing")
 
 
 def test_charts_follow_the_values(results, tmp_path):
-    write_report(results, tmp_path)
+    write_report(results, tmp_path, main_row="auto")
     charts = [svg["aria-label"] for svg in Page(tmp_path / "report.html").all("svg") if svg.get("role") == "img"]
     assert len(charts) == len(FIGURES)
     assert charts[0] == "PSNR (dB) over view distance. auto, near: 20.16; auto, middle: 18.00; auto, far: 16.20."
@@ -300,7 +301,7 @@ def test_a_figure_that_is_the_same_but_for_rounding_is_drawn(results, tmp_path, 
         for subset in ("near", "middle", "far"):
             rounded = value + 4e-17 * (place % 2)
             estimates[subset]["psnr"] = Estimate(rounded, rounded, rounded)
-    write_report(results, tmp_path)
+    write_report(results, tmp_path, main_row="auto")
     (chart, *_) = [svg for svg in Page(tmp_path / "report.html").all("svg") if svg.get("role") == "img"]
     assert "PSNR (dB) over view distance" in chart["aria-label"]
 
@@ -309,7 +310,7 @@ def test_labels_of_lines_do_not_overlap(results, tmp_path):
     for estimates in results.estimates.values():
         for subset in ("near", "middle", "far"):
             estimates[subset]["psnr"] = Estimate(17.0, 17.0, 17.0)
-    write_report(results, tmp_path)
+    write_report(results, tmp_path, main_row="auto")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     for chart in re.findall(r'<svg viewBox="0 0 440.*?</svg>', page, re.DOTALL):
         heights = sorted(float(y) for y in re.findall(r'<text x="266" y="([^"]+)"', chart))
@@ -337,19 +338,19 @@ def test_missing_pictures_are_left_out(results, pictures, tmp_path):
     (pictures / "auto" / "00000.png").unlink()
     for column in pictures.iterdir():
         (column / "00001.png").unlink()
-    write_report(results, tmp_path, pictures)
+    write_report(results, tmp_path, pictures, main_row="auto")
     page = Page(tmp_path / "report.html")
     text = page.section("pictures")
     assert "The first 11 pairs of the list" in text  # pair 2 has nothing to show
     assert "no picture" in text
     assert "addition_50%" not in text
-    write_report(results, tmp_path / "none", tmp_path / "nowhere")
+    write_report(results, tmp_path / "none", tmp_path / "nowhere", main_row="auto")
     assert "The run kept no pictures." in Page(tmp_path / "none" / "report.html").section("pictures")
 
 
 def test_tables_csv_is_long_and_unrounded(results, tmp_path):
     results.estimates["blur"]["all"]["psnr"] = Estimate(18.123456789, 17.5, 18.5)
-    write_report(results, tmp_path)
+    write_report(results, tmp_path, main_row="auto")
     lines = read_csv(tmp_path / "tables.csv")
     assert len(lines) == len(ROWS) * 6 * len(FIGURES)
     line = next(x for x in lines if (x["row"], x["subset"], x["figure"]) == ("blur", "all", "psnr"))
@@ -359,7 +360,7 @@ def test_tables_csv_is_long_and_unrounded(results, tmp_path):
 
 def test_pairs_csv_has_a_line_for_each_pair_and_row(results, tmp_path):
     results.values["auto"]["psnr"][1] = None
-    write_report(results, tmp_path)
+    write_report(results, tmp_path, main_row="auto")
     lines = read_csv(tmp_path / "pairs.csv")
     assert len(lines) == 40 * len(ROWS)
     line = next(x for x in lines if (x["index"], x["row"]) == ("1", "auto"))
@@ -369,7 +370,7 @@ def test_pairs_csv_has_a_line_for_each_pair_and_row(results, tmp_path):
 
 
 def test_latex_tables(results, tmp_path):
-    write_report(results, tmp_path)
+    write_report(results, tmp_path, main_row="auto")
     tex = (tmp_path / "tables.tex").read_text(encoding="utf-8")
     assert tex.count(r"\begin{table}") == tex.count(r"\end{tabular}") == 6
     table = tex[: tex.index(r"\end{table}")]
@@ -384,7 +385,7 @@ def test_latex_tables(results, tmp_path):
 
 
 def test_results_are_written_beside(results, tmp_path):
-    write_report(results, tmp_path)
+    write_report(results, tmp_path, main_row="auto")
     assert Results.read(tmp_path / "results.json") == results
 
 
@@ -406,7 +407,7 @@ def test_little_is_enough(tmp_path):
 def test_values_that_are_no_numbers(results, tmp_path, value):
     for subset in ("all", "near"):
         results.estimates["copy"][subset]["psnr"] = Estimate(value, value, value)
-    write_report(results, tmp_path)
+    write_report(results, tmp_path, main_row="auto")
     table = Page(tmp_path / "report.html").section("figures")
     assert "nan" not in table.lower()
     assert ("∞" in table) == (value == float("inf"))
@@ -423,8 +424,14 @@ def test_unknown_main_row_and_rows_that_all_see_the_target(results, tmp_path):
 
 def test_published_figures_are_shown_as_copied(results, tmp_path):
     results.published = list(PROTOCOLS["paper-167class"].published)
-    write_report(results, tmp_path)
+    write_report(results, tmp_path, main_row="auto")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     for text in ("Copied from print", "NViST", "91.63", "0.409"):
         assert text in page
     assert Results.read(tmp_path / "results.json").published == results.published
+
+
+def test_the_report_is_about_the_default_fusion(results, tmp_path):
+    assert choose_main_row(results) == "variance"
+    results.rows = [row for row in results.rows if row.name != "variance"]
+    assert choose_main_row(results) == next(row.name for row in results.rows if row.group == "model")

@@ -26,15 +26,15 @@ def find_row(results: Results, name: str) -> Row:
 
 
 def choose_main_row(results: Results) -> str:
-    """The row that a report is about: `auto` if there is one, else the first of the model's, of another program's, or
-    of all, that does not see the target.
+    """The row that a report is about: A, which is what the pipeline does by default; where there is none, the first of
+    the model's rows, of another program's, or of all, that does not see the target.
 
     Raises:
         SidestepError: if the results have no row that could be one.
     """
     fair = [row for row in results.rows if not row.uses_target]
     ordered = [
-        *(row for row in fair if row.name == "auto"),
+        *(row for row in fair if row.name == "variance"),
         *(row for row in fair if row.group == "model"),
         *(row for row in fair if row.group == "predictions"),
         *fair,

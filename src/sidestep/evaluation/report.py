@@ -39,7 +39,7 @@ def write_report(results: Results, out: Path, pictures: Path | None = None, main
     Args:
         pictures: a folder with <column>/<index of the pair as 00000>.png, columns being "reference", "target" and
             rows' names; what is missing is left out. `gallery.shown_pairs` says which pairs are shown.
-        main_row: the row that the summary, the charts and the choice of scenes are about; by default `auto`, or what
+        main_row: the row that the summary, the charts and the choice of scenes are about; by default A, or what
             `comparison.choose_main_row` takes in its place.
 
     Raises:
