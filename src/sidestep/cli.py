@@ -86,7 +86,9 @@ def view(
         typer.Option(help="Degrees by which the photo looks down (default: the training captures' median)."),
     ] = None,
     category: Annotated[str | None, typer.Option(help="What the photo shows, if the model knows it.")] = None,
-    fusion: Annotated[Literal["auto", "variance", "addition"], typer.Option(help="How noise is put back.")] = "variance",
+    fusion: Annotated[
+        Literal["auto", "variance", "addition"], typer.Option(help="How noise is put back.")
+    ] = "variance",
     coarse: Annotated[bool, typer.Option("--coarse", help="Write the coarse predictions too, as OUT-coarse.")] = False,
     prompt: Annotated[str | None, typer.Option(help="Guides the sampling, where the prior reads text.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What to guide away from.")] = None,
