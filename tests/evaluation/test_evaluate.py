@@ -102,7 +102,7 @@ def test_the_blur_is_the_best_one_and_differences_are_paired(tiny_model: Path, l
     ]
     expected = results.estimates["coarse"]["all"]["psnr"].value - means["blurred"]
     assert difference.estimate.value == pytest.approx(expected)
-    for name in ("coarse-wrong-camera", "copy", "variance"):
+    for name in ("coarse-wrong-camera", "copy", "addition"):
         assert any(each.against == name for each in results.differences)
 
 
