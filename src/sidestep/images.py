@@ -80,6 +80,14 @@ def to_image(tensor: Tensor) -> Image.Image:
     return Image.fromarray(pixels.round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
 
 
+def gradient_energy(pictures: Tensor) -> Tensor:
+    """How sharp pictures (B, 3, H, W) are, (B,): the mean squared difference of horizontal neighbours plus that of
+    vertical ones.
+    """
+    across, down = pictures.diff(dim=3), pictures.diff(dim=2)
+    return across.square().mean((1, 2, 3)) + down.square().mean((1, 2, 3))
+
+
 def exif_fov(path: str | Path) -> float | None:
     """The field of view that a photo's EXIF tells, in degrees across the shorter side, or None where it does not.
 

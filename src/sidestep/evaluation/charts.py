@@ -4,10 +4,9 @@ import math
 from dataclasses import dataclass
 
 from sidestep.evaluation.comparison import estimate_of, main_rows
+from sidestep.evaluation.protocol import DISTANCES
 from sidestep.evaluation.results import SUBSETS, Estimate, Figure, Results, Row
 from sidestep.evaluation.tables import format_number
-
-DISTANCES = ("near", "middle", "far")
 
 # A chart's units are near CSS pixels at the width of a phone, so that its text of 12 stays legible there.
 WIDTH, LEFT, RIGHT, TOP = 440, 46, 250, 12

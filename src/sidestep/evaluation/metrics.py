@@ -17,6 +17,7 @@ from sidestep.evaluation.published import NotAtHandError, load_inception, load_l
 from sidestep.evaluation.results import Estimate, Figure
 from sidestep.evaluation.statistics import frechet_distance, kernel_bootstrap
 from sidestep.features import ImageFeatures, stage_distance
+from sidestep.images import gradient_energy
 
 SMALLEST = 32  # px; AlexNet has nothing left of less
 HIGHEST_PSNR = 100.0  # dB; two equal pictures would have infinitely many, and no mean
@@ -158,7 +159,7 @@ class Metrics:
             {size: self._features.stages(picture) for size, picture in pictures.items()},
             (_layout(pictures[None]), _layout(references.to(self._device, torch.float32))),
             description.logits.argmax(1),
-            _gradient_energy(pictures[None]),
+            gradient_energy(pictures[None]),
         )
 
     @torch.inference_mode()
@@ -185,7 +186,7 @@ class Metrics:
                 values[_at(figure, size).name] = measured
         description = self._features.describe(pictures[None])
         values[SAME_CLASS.name] = (description.logits.argmax(1) == targets.classes).float()
-        values[GRADIENT.name] = (_gradient_energy(pictures[None]) + _ROUNDING_ENERGY) / (
+        values[GRADIENT.name] = (gradient_energy(pictures[None]) + _ROUNDING_ENERGY) / (
             targets.energy + _ROUNDING_ENERGY
         )
         _keep(self._views[row][KERNEL.name], indices, description.pooled)
@@ -308,9 +309,3 @@ def _ssim(views: Tensor, photos: Tensor) -> Tensor:
 
 def _layout(pictures: Tensor) -> Tensor:
     return functional.adaptive_avg_pool2d(pictures, 16)
-
-
-def _gradient_energy(pictures: Tensor) -> Tensor:
-    """(B,): the mean squared difference of horizontal neighbours plus that of vertical ones."""
-    across, down = pictures.diff(dim=3), pictures.diff(dim=2)
-    return across.square().mean((1, 2, 3)) + down.square().mean((1, 2, 3))

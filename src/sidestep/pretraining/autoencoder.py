@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sidestep.devices import autocast
 from sidestep.features import ImageFeatures, perceptual_distance
-from sidestep.images import resize_and_crop, to_image, to_tensor
+from sidestep.images import gradient_energy, resize_and_crop, to_image, to_tensor
 from sidestep.pretraining.config import AutoencoderConfig, PretrainConfig
 from sidestep.pretraining.pictures import Picture, Pictures, load_pictures, open_picture, psnr, sheet, square_part
 
@@ -162,7 +162,7 @@ class AutoencoderTask:
                 pairs = zip(result.split(4), images.split(4), strict=True)
                 distances = [perceptual_distance(self.features, *pair) for pair in pairs]
                 figures[f"perceptual{name}"] = float(torch.cat(distances).mean())
-                figures[f"sharpness{name}"] = float(_gradient_energy(result) / _gradient_energy(images))
+                figures[f"sharpness{name}"] = float(gradient_energy(result).mean() / gradient_energy(images).mean())
             rows += [images[::2], result[::2]]
         return figures, to_image(sheet(rows))
 
@@ -170,8 +170,3 @@ class AutoencoderTask:
 def _some(pictures: list[Picture]) -> list[Picture]:
     """At most 16 of them, spread evenly."""
     return pictures[:: max(1, len(pictures) // 16)][:16]
-
-
-def _gradient_energy(images: Tensor) -> Tensor:
-    """Mean square of the differences between neighbouring pixels, down and across."""
-    return images.diff(dim=-1).square().mean() + images.diff(dim=-2).square().mean()
