@@ -16,7 +16,8 @@ from PIL import Image
 
 from sidestep.cameras import Camera
 from sidestep.captures.transforms import write_transforms
-from sidestep.cli import Trajectory, _targets, main
+from sidestep.cli import main
+from sidestep.cli.view import Trajectory, _targets
 from sidestep.evaluation.results import Estimate, Figure, Results, Row
 from sidestep.pipeline import NovelViewPipeline, Views
 from sidestep.trajectories import orbit, step_aside

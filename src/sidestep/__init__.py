@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from sidestep.errors import SidestepError
     from sidestep.fusion import FusionSettings
     from sidestep.inversion import InversionSettings, invert, sample
-    from sidestep.pipeline import NovelViewPipeline, Views
+    from sidestep.pipeline import NovelViewPipeline, Reference, Views
     from sidestep.prior import LatentPrior
     from sidestep.trajectories import dolly, interpolate, orbit, spiral, step_aside
     from sidestep.tunet import TUNet
@@ -24,6 +24,7 @@ _HOMES = {
     "invert": "inversion",
     "sample": "inversion",
     "NovelViewPipeline": "pipeline",
+    "Reference": "pipeline",
     "Views": "pipeline",
     "LatentPrior": "prior",
     "dolly": "trajectories",
@@ -40,6 +41,7 @@ __all__ = [
     "InversionSettings",
     "LatentPrior",
     "NovelViewPipeline",
+    "Reference",
     "SidestepError",
     "TUNet",
     "Views",

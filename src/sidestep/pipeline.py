@@ -50,6 +50,25 @@ class Views:
     source_camera: Camera
 
 
+@dataclass
+class Reference:
+    """A photo inverted once, from which any number of calls may start (`NovelViewPipeline.invert`).
+
+    Attributes:
+        image: the photo as the model sees it, scaled and cropped.
+        camera: its camera, likewise, in the world that targets are given in.
+        scale: what to multiply the world's lengths by to put the subject at distance 1; None: from the targets.
+        inverted: the photo's latents at t*, (1, C, h, w).
+        late: those at the last step; the first call that needs them fills them in.
+    """
+
+    image: Image.Image
+    camera: Camera
+    scale: float | None
+    inverted: Inverted
+    late: Inverted | None = None
+
+
 class NovelViewPipeline(DiffusionPipeline):
     """Synthesises what other cameras would have seen of the scene in one photo.
 
@@ -121,9 +140,62 @@ class NovelViewPipeline(DiffusionPipeline):
                     part.rename(temporary)
 
     @torch.no_grad()
-    def __call__(
+    def invert(
         self,
         photo: Image.Image | str | Path,
+        source: Camera | None = None,
+        *,
+        scale: float | None = None,
+        progress: Progress | None = None,
+    ) -> Reference:
+        """Encodes and inverts a photo once, for several calls.
+
+        Args:
+            photo, source, scale, progress: as in `__call__`.
+
+        Raises:
+            SidestepError: if the photo cannot be read, or its camera has another size.
+        """
+        image = photo if isinstance(photo, Image.Image) else load_image(photo)
+        if source is None:
+            source = Camera.from_fov(DEFAULT_FOV, *image.size)
+            scale = 1.0 if scale is None else scale
+        elif (source.width, source.height) != image.size:
+            raise SidestepError(f"the photo is {image.width}x{image.height}, its camera {source.width}x{source.height}")
+        size = self.prior.image_size
+        source, image = source.resize_and_crop(size), resize_and_crop(image.convert("RGB"), size)
+        latents = self.prior.encode(to_tensor(image)[None])
+        settings = self._inversion
+        inverted = invert(self.prior, latents, settings.grid, settings.timestep, progress=_stage(progress, "invert"))
+        return Reference(image, source, scale, inverted)
+
+    @torch.no_grad()
+    def coarse(
+        self,
+        reference: Reference,
+        targets: Sequence[Camera],
+        category: str | None = None,
+        *,
+        scale: float | None = None,
+        batch_size: int = 8,
+    ) -> list[Image.Image]:
+        """The coarse views alone, TUNet's means decoded: fast enough to follow a camera that is being dragged.
+
+        Args:
+            reference: of `invert`.
+            targets, category, scale, batch_size: as in `__call__`.
+
+        Raises:
+            SidestepError: if an argument does not fit the model.
+        """
+        cameras = self._fit_targets(targets, batch_size)
+        means = self._translate(reference, cameras, category, scale, batch_size)
+        return [picture for batch in means.split(batch_size) for picture in self._decode_means(batch)]
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        photo: Image.Image | str | Path | Reference,
         targets: Sequence[Camera],
         source: Camera | None = None,
         category: str | None = None,
@@ -138,11 +210,13 @@ class NovelViewPipeline(DiffusionPipeline):
         scale: float | None = None,
         batch_size: int = 8,
         progress: Progress | None = None,
+        on_coarse: Callable[[list[Image.Image]], None] | None = None,
     ) -> Views:
         """Synthesises the views of `targets`.
 
         Args:
-            photo: of any size and orientation; its centre square is used.
+            photo: of any size and orientation; its centre square is used. Or what `invert` made of one, which saves
+                encoding and inverting it again.
             targets: cameras in one world, each with any pose, intrinsics and size; the centre square of each is made.
             source: the photo's camera in that world. Where None, the photo was taken from the origin, with a field
                 of view of 45 degrees across its shorter side and its subject at distance 1.
@@ -158,65 +232,63 @@ class NovelViewPipeline(DiffusionPipeline):
             scale: what to multiply the world's lengths by to put the subject at distance 1 from the source. Where
                 None: from where the cameras' axes meet, if there is a source.
             batch_size: views made together.
-            progress: called with (stage, steps done, steps in all).
+            progress: called with (stage, steps done, steps in all). What it raises ends the call.
+            on_coarse: called with all coarse views before the first final one is sampled.
 
         Raises:
             SidestepError: if an argument does not fit the model.
         """
-        if isinstance(targets, Camera) or not targets:
-            raise SidestepError("targets must be a list of one or more cameras, each a single one")
         if fusion not in get_args(Fusion):
             raise SidestepError(f"fusion {fusion!r} is unknown; use {', '.join(get_args(Fusion))}")
-        if batch_size < 1:
-            raise SidestepError(f"batch_size is {batch_size}; it must be 1 or more")
+        if isinstance(photo, Reference) and source is not None:
+            raise SidestepError("an inverted photo has its camera; leave source out, or give it to invert")
         settings = settings or FusionSettings()
-        image = photo if isinstance(photo, Image.Image) else load_image(photo)
-        if source is None:
-            source = Camera.from_fov(DEFAULT_FOV, *image.size)
-            scale = 1.0 if scale is None else scale
-        elif (source.width, source.height) != image.size:
-            raise SidestepError(f"the photo is {image.width}x{image.height}, its camera {source.width}x{source.height}")
-        size = self.prior.image_size
-        source, image = source.resize_and_crop(size), resize_and_crop(image.convert("RGB"), size)
-        cameras = Camera.stack([camera.resize_and_crop(size) for camera in targets])
-        if scale is None:
-            scale = distance_scale(source, cameras)
-        category_id = self.tunet.category_ids([category])
+        cameras = self._fit_targets(targets, batch_size)
+        self.tunet.category_ids([category])
         prompts = self._encode_prompts(prompt, negative_prompt)
         methods: tuple[Method, ...] = get_args(Method) if fusion == "auto" else (fusion,)
-        trained = self.tunet.config
-        inversion = InversionSettings(
-            trained.t_star, trained.inversion_steps, trained.inversion_timestep, trained.inversion_start
-        )
-        grid = settings.sampling_grid(inversion, steps)
+        grid = settings.sampling_grid(self._inversion, steps)
         generator = torch.Generator().manual_seed(seed)
 
-        reference = to_tensor(image)[None]
-        inverted = self._invert(reference, inversion, progress)
-        late = None
-        if any(settings.needs_late(method) for method in methods):
-            late = self._invert_further(inverted, inversion, progress)
+        if isinstance(photo, Reference):
+            reference = photo
+        else:
+            reference = self.invert(photo, source, scale=scale, progress=progress)
+        if reference.late is None and any(settings.needs_late(method) for method in methods):
+            reference.late = self._invert_further(reference.inverted, progress)
+        means = self._translate(reference, cameras, category, scale, batch_size)
+        coarse = [picture for batch in means.split(batch_size) for picture in self._decode_means(batch)]
+        if on_coarse is not None:
+            on_coarse(coarse)
 
-        views = Views([], [cameras[i] for i in range(len(targets))], [], [], image, source)
-        for start in range(0, len(targets), batch_size):
-            chosen = cameras[start : start + batch_size]
-            mean = self._translate(inverted.mean, source, chosen, scale, category_id)
-            coarse = self._decode(mean / math.sqrt(trained.alpha_star))
+        count = len(targets)
+        views = Views([], [cameras[i] for i in range(count)], coarse, [], reference.image, reference.camera)
+        for start in range(0, count, batch_size):
+            mean = means[start : start + batch_size]
             candidates: dict[str, Tensor] = {}
             for method in methods:
-                fused = fuse(self.prior, method, mean, inverted, late, inversion.t_star, settings, generator)
+                fused = fuse(
+                    self.prior,
+                    method,
+                    mean,
+                    reference.inverted,
+                    reference.late,
+                    self._inversion.t_star,
+                    settings,
+                    generator,
+                )
                 latents = sample(
                     self.prior,
                     fused,
                     grid,
                     *prompts,
                     guidance=guidance,
-                    callback=_stage(progress, f"sample {start + 1}-{start + len(mean)} of {len(targets)}, {method}"),
+                    callback=_stage(progress, f"sample {start + 1}-{start + len(mean)} of {count}, {method}"),
                 )
-                candidates[method] = self._decode(latents)
-            names = choose(candidates, coarse, reference)
+                candidates[method] = self.prior.decode(latents).cpu()
+            layout = torch.stack([to_tensor(picture) for picture in coarse[start : start + batch_size]])
+            names = choose(candidates, layout, to_tensor(reference.image)[None])
             views.images.extend(to_image(candidates[name][i]) for i, name in enumerate(names))
-            views.coarse.extend(to_image(picture) for picture in coarse)
             views.fusion.extend(names)
         return views
 
@@ -224,31 +296,60 @@ class NovelViewPipeline(DiffusionPipeline):
     def device(self) -> torch.device:
         return self.vae.device
 
-    def _invert(self, image: Tensor, inversion: InversionSettings, progress: Progress | None) -> Inverted:
-        latents = self.prior.encode(image)
-        return invert(self.prior, latents, inversion.grid, inversion.timestep, progress=_stage(progress, "invert"))
+    @property
+    def _inversion(self) -> InversionSettings:
+        """How TUNet's latents were inverted."""
+        trained = self.tunet.config
+        return InversionSettings(
+            trained.t_star, trained.inversion_steps, trained.inversion_timestep, trained.inversion_start
+        )
 
-    def _invert_further(self, inverted: Inverted, inversion: InversionSettings, progress: Progress | None) -> Inverted:
-        grid = late_grid(inversion.t_star, inversion.steps, self.prior.num_train_timesteps, inversion.start)
+    def _fit_targets(self, targets: Sequence[Camera], batch_size: int) -> Camera:
+        """The targets as one batch of cameras of the model's size."""
+        if isinstance(targets, Camera) or not targets:
+            raise SidestepError("targets must be a list of one or more cameras, each a single one")
+        if batch_size < 1:
+            raise SidestepError(f"batch_size is {batch_size}; it must be 1 or more")
+        return Camera.stack([camera.resize_and_crop(self.prior.image_size) for camera in targets])
+
+    def _invert_further(self, inverted: Inverted, progress: Progress | None) -> Inverted:
+        settings = self._inversion
+        grid = late_grid(settings.t_star, settings.steps, self.prior.num_train_timesteps, settings.start)
         if len(grid) < 2:
             return inverted
         callback = _stage(progress, "invert to the end")
-        return invert(self.prior, inverted.latents, grid, inversion.timestep, progress=callback)
+        return invert(self.prior, inverted.latents, grid, settings.timestep, progress=callback)
 
-    def _translate(self, mean: Tensor, source: Camera, targets: Camera, scale: float, category: Tensor) -> Tensor:
+    def _translate(
+        self, reference: Reference, targets: Camera, category: str | None, scale: float | None, batch_size: int
+    ) -> Tensor:
         """TUNet's means of the targets, (B, C, h, w) float32."""
-        device, count = self.tunet.device, targets.batch_shape[0]
+        source = reference.camera
+        scale = reference.scale if scale is None else scale
+        if scale is None:
+            scale = distance_scale(source, targets)
+        device = self.tunet.device
         # In double precision: far from a world's origin, small steps are lost in single.
         source, targets = source.to("cpu", torch.float64), targets.to("cpu", torch.float64)
         relative = targets.relative_to(source).scaled(scale).to(device, torch.float32)
-        reference = Camera.stack([source.relative_to(source)] * count).to(device, torch.float32)
-        # As in training: float32 weights, so that half precision never touches rays and cameras.
-        with autocast(device):
-            mean = self.tunet(mean.to(device).expand(count, -1, -1, -1), reference, relative, category.expand(count))
-        return mean.float()
+        own = source.relative_to(source).to(device, torch.float32)
+        ids = self.tunet.category_ids([category])
+        mean = reference.inverted.mean.to(device)
+        means = []
+        for start in range(0, targets.batch_shape[0], batch_size):
+            chosen = relative[start : start + batch_size]
+            count = chosen.batch_shape[0]
+            # As in training: float32 weights, so that half precision never touches rays and cameras.
+            with autocast(device):
+                translated = self.tunet(
+                    mean.expand(count, -1, -1, -1), Camera.stack([own] * count), chosen, ids.expand(count)
+                )
+            means.append(translated.float())
+        return torch.cat(means)
 
-    def _decode(self, latents: Tensor) -> Tensor:
-        return self.prior.decode(latents).cpu()
+    def _decode_means(self, means: Tensor) -> list[Image.Image]:
+        pictures = self.prior.decode(means / math.sqrt(self.tunet.config.alpha_star))
+        return [to_image(picture) for picture in pictures.cpu()]
 
     def _encode_prompts(self, prompt: str | None, negative_prompt: str | None) -> tuple[Tensor | None, Tensor | None]:
         if not prompt:

@@ -1,0 +1,102 @@
+"""`sidestep evaluate`: a model's figures on held-out scenes."""
+
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from sidestep.cli.terminal import Device, Json, console, progress_bars, report
+from sidestep.errors import SidestepError
+
+
+def evaluate(
+    data: Annotated[Path, typer.Option(help="Captures, of which the held-out scenes are evaluated.")],
+    out: Annotated[Path, typer.Option(help="Folder of the report.")],
+    model: Annotated[str, typer.Option(help="Model folder or hub id.")] = "bundled",
+    prior: Annotated[str | None, typer.Option(help="Prior's folder or hub id, for a model of TUNet alone.")] = None,
+    protocol: Annotated[
+        Literal["distance", "paper-3class", "paper-167class"],
+        typer.Option(help="Which scenes, pairs and sizes: by view distance, or one of the paper's."),
+    ] = "distance",
+    split: Annotated[Literal["test", "val"], typer.Option(help="Whose scenes.")] = "test",
+    pairs: Annotated[Path | None, typer.Option(help="A list of pairs instead of the protocol's (pairs.json).")] = None,
+    rows: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GROUP",
+            help="baseline, model, option (the readings that the paper leaves open) or limit (what each part loses); "
+            "repeat it for several (default: baseline and model).",
+        ),
+    ] = None,
+    predictions: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=DIR",
+            help="Another program's pictures as a row: 00000.png, 00001.png, ... in the list's order.",
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 30,
+    seed: Annotated[int, typer.Option(help="Of the list, of drawn noise and of the intervals.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pairs at once.")] = 8,
+    weights: Annotated[
+        Path | None, typer.Option(help="Folder with the published weights of LPIPS and FID (default: torch's cache).")
+    ] = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Evaluate a model on held-out scenes: figures with intervals, baselines, and a report with pictures."""
+    from sidestep.evaluation.evaluate import evaluate as run
+
+    folders = {}
+    for entry in predictions or []:
+        name, separator, folder = entry.partition("=")
+        if not separator or not name or not folder:
+            raise SidestepError(
+                f"--predictions {entry}: expected NAME=DIR, a row's name and the folder of its pictures"
+            )
+        if name in folders:
+            raise SidestepError(f"--predictions {entry}: {name} is given twice; give each row a name of its own")
+        folders[name] = Path(folder)
+    with progress_bars() as progress:
+        bar = progress.add_task("pairs", total=None)
+        results = run(
+            model,
+            data,
+            out,
+            prior=prior,
+            protocol=protocol,
+            split=split,
+            pairs=pairs,
+            groups=rows or ("baseline", "model"),
+            predictions=folders,
+            steps=steps,
+            seed=seed,
+            batch_size=batch_size,
+            weights=weights,
+            device=device,
+            command=shlex.join(["sidestep", *sys.argv[1:]]),
+            progress=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+    page = str(out / "report.html")
+    if as_json:
+        figures = {
+            row: {subset: {name: asdict(figure) for name, figure in found.items()} for subset, found in subsets.items()}
+            for row, subsets in results.estimates.items()
+        }
+        report({"report": page, "missing": results.missing, "estimates": figures}, as_json)
+        return
+    table = Table("", *(figure.title for figure in results.figures))
+    for row in results.rows:
+        found = results.estimates[row.name]["all"]
+        cells = [f"{found[f.name].value:.{f.digits}f}" if f.name in found else "" for f in results.figures]
+        table.add_row(escape(row.title) + (" †" if row.uses_target else ""), *cells)
+    Console().print(table)
+    for title, reason in results.missing.items():
+        console.print(f"{title}: missing; {escape(reason)}", highlight=False)
+    report({"report": page}, as_json)

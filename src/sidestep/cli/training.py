@@ -1,0 +1,66 @@
+"""`sidestep encode`, `train` and `pretrain`: from captures to a model. Each resumes when it is run again."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from sidestep.cli.terminal import Config, Device, Json, Overrides, progress_bars, report
+
+
+def encode(
+    data: Annotated[Path, typer.Argument(help="Captures: MVImgNet's layout, COLMAP scenes, or transforms.json.")],
+    out: Annotated[Path, typer.Option(help="Folder of the store of latents.")],
+    prior: Annotated[str, typer.Option(help="Prior's folder or hub id.")] = "bundled",
+    t_star: Annotated[
+        int | None, typer.Option(help="Timestep to invert to (default: as noisy as Stable Diffusion's 600).")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the inversion.")] = 30,
+    timestep: Annotated[Literal["next", "current"], typer.Option(help="Where a step asks the network.")] = "next",
+    batch_size: Annotated[int, typer.Option(min=1, help="Frames inverted together.")] = 16,
+    scenes_per_shard: Annotated[int, typer.Option(min=1, help="Scenes in one file of the store.")] = 8,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Invert every frame of captured scenes once, for training. Run again to resume."""
+    from sidestep.captures import read_captures
+    from sidestep.inversion import InversionSettings
+    from sidestep.latents import encode_captures
+    from sidestep.models import model_folder
+    from sidestep.prior import LatentPrior
+
+    scenes = read_captures(data)
+    loaded = LatentPrior.from_pretrained(model_folder(prior), device)
+    settings = InversionSettings(loaded.default_t_star() if t_star is None else t_star, steps, timestep)
+    with progress_bars() as progress:
+        bar = progress.add_task("frames", total=None)
+        store = encode_captures(
+            loaded,
+            scenes,
+            out,
+            settings,
+            prior_name=prior,
+            scenes_per_shard=scenes_per_shard,
+            batch_size=batch_size,
+            progress=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+    frames = sum(len(scene.frames) for scene in store.scenes)
+    report({"store": str(out), "scenes": len(store.scenes), "frames": frames, "t_star": settings.t_star}, as_json)
+
+
+def train(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Train TUNet on encoded captures. Run again to resume."""
+    from sidestep.config import load_config
+    from sidestep.training import TrainConfig
+    from sidestep.training import train as run
+
+    report({"model": str(run(load_config(TrainConfig, config, overrides or [])))}, as_json)
+
+
+def pretrain(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Train a small latent prior (an autoencoder, then a U-Net) from pictures. Run again to resume."""
+    from sidestep.config import load_config
+    from sidestep.pretraining import PretrainConfig
+    from sidestep.pretraining import pretrain as run
+
+    report({"prior": str(run(load_config(PretrainConfig, config, overrides or [])))}, as_json)

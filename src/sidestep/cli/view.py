@@ -1,0 +1,171 @@
+"""`sidestep view`: a photo and where to look from in, views out."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.progress import TaskID
+
+from sidestep.cli.terminal import Device, Json, progress_bars, report
+from sidestep.errors import SidestepError
+
+if TYPE_CHECKING:
+    from sidestep.cameras import Camera
+    from sidestep.captures import Frame
+
+Trajectory = Literal["orbit", "dolly", "spiral"]
+READINGS = "Readings that the paper leaves open"
+
+
+def view(
+    photo: Annotated[Path, typer.Argument(help="The photo.")],
+    out: Annotated[
+        Path,
+        typer.Option(help="Picture (.png, .jpg), animation (.mp4, .gif, .webp), or a folder for views with cameras."),
+    ],
+    yaw: Annotated[
+        float | None, typer.Option(help="Degrees to the right; along an orbit, to each side (default 30).")
+    ] = None,
+    pitch: Annotated[float | None, typer.Option(help="Degrees up; along a spiral, at most (default 8).")] = None,
+    trajectory: Annotated[Trajectory | None, typer.Option(help="A path of cameras instead of one.")] = None,
+    frames: Annotated[int, typer.Option(min=2, help="Views along the trajectory.")] = 24,
+    cameras: Annotated[
+        Path | None,
+        typer.Option(
+            help="transforms.json with the target cameras. If it names the photo, that is the photo's camera; "
+            "otherwise the photo is taken from the origin with its subject at distance 1."
+        ),
+    ] = None,
+    fov: Annotated[
+        float | None,
+        typer.Option(help="The photo's field of view across its shorter side, degrees (default: EXIF's, else 45)."),
+    ] = None,
+    elevation: Annotated[
+        float | None,
+        typer.Option(help="Degrees by which the photo looks down (default: the training captures' median)."),
+    ] = None,
+    category: Annotated[str | None, typer.Option(help="What the photo shows, if the model knows it.")] = None,
+    fusion: Annotated[
+        Literal["auto", "variance", "addition"], typer.Option(help="How noise is put back.")
+    ] = "variance",
+    coarse: Annotated[bool, typer.Option("--coarse", help="Write the coarse predictions too, as OUT-coarse.")] = False,
+    prompt: Annotated[str | None, typer.Option(help="Guides the sampling, where the prior reads text.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What to guide away from.")] = None,
+    guidance: Annotated[float, typer.Option(help="Strength of the prompt.")] = 3.5,
+    steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 30,
+    noise: Annotated[
+        Literal["reference", "late", "gaussian"],
+        typer.Option(help="The noise that variance fusion starts from.", rich_help_panel=READINGS),
+    ] = "reference",
+    latent: Annotated[
+        Literal["late", "t_star"],
+        typer.Option(help="The inverted photo that direct addition adds.", rich_help_panel=READINGS),
+    ] = "late",
+    noise_scale: Annotated[
+        Literal["algebra", "paper", "scripts"],
+        typer.Option(help="The factor of the added noise.", rich_help_panel=READINGS),
+    ] = "algebra",
+    sample_from: Annotated[
+        int | None, typer.Option(help="Timestep that sampling starts from (default: t*).", rich_help_panel=READINGS)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the noise that --noise gaussian draws.")] = 0,
+    fps: Annotated[int, typer.Option(min=1, help="Frames a second of an animation.")] = 12,
+    model: Annotated[str, typer.Option(help="Model folder or hub id.")] = "bundled",
+    prior: Annotated[str | None, typer.Option(help="Prior's folder or hub id, for a model of TUNet alone.")] = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Synthesise what another camera would have seen."""
+    from sidestep.cameras import Camera
+    from sidestep.fusion import FusionSettings
+    from sidestep.images import exif_fov, load_image
+    from sidestep.outputs import check_output, save_views
+    from sidestep.pipeline import DEFAULT_FOV, NovelViewPipeline
+
+    check_output(out)
+    beside = out.with_name(f"{out.stem}-coarse{out.suffix}") if coarse else None
+    if beside is not None:
+        check_output(beside)
+    if cameras is not None and (trajectory is not None or yaw is not None or pitch is not None):
+        raise SidestepError("--cameras says where to look from; leave --trajectory, --yaw and --pitch out")
+    image = load_image(photo)
+    if fov is None:
+        fov = exif_fov(photo) or DEFAULT_FOV
+    source, targets = Camera.from_fov(fov, *image.size), None
+    scale: float | None = 1.0
+    if cameras is not None:
+        own, targets = _targets_from_file(cameras, photo)
+        if own is not None:
+            image, source, scale = own.load(), own.camera, None
+    pipe = NovelViewPipeline.from_pretrained(model, prior=prior, device=device)
+    if targets is None:
+        looks_down = pipe.tunet.config.elevation if elevation is None else elevation
+        targets = _targets(source, trajectory, yaw, pitch, frames, looks_down)
+    with progress_bars() as progress:
+        bars: dict[str, TaskID] = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in bars:
+                bars[stage] = progress.add_task(stage, total=total)
+            progress.update(bars[stage], completed=done)
+
+        views = pipe(
+            image,
+            targets,
+            source,
+            category,
+            fusion,
+            prompt,
+            steps,
+            seed,
+            negative_prompt=negative_prompt,
+            guidance=guidance,
+            settings=FusionSettings(noise_scale, noise, latent, sample_from),
+            scale=scale,
+            progress=show,
+        )
+    save_views(out, views.images, views.cameras, fps)
+    written = [str(out)]
+    if beside is not None:
+        save_views(beside, views.coarse, views.cameras, fps)
+        written.append(str(beside))
+    report({"written": written, "fusion": views.fusion}, as_json)
+
+
+def _targets(
+    source: "Camera",
+    trajectory: Trajectory | None,
+    yaw: float | None,
+    pitch: float | None,
+    frames: int,
+    elevation: float,
+) -> "list[Camera]":
+    from sidestep.trajectories import dolly, orbit, spiral, step_aside
+
+    if trajectory is None:
+        return [step_aside(source, yaw or 0.0, pitch or 0.0, elevation=elevation)]
+    if trajectory == "dolly":
+        if yaw is not None or pitch is not None:
+            raise SidestepError("a dolly moves straight towards the subject; leave --yaw and --pitch out")
+        return dolly(source, frames)
+    if trajectory == "spiral":
+        return spiral(
+            source,
+            frames,
+            yaw=20.0 if yaw is None else yaw,
+            pitch=8.0 if pitch is None else pitch,
+            elevation=elevation,
+        )
+    side, height = 30.0 if yaw is None else yaw, pitch or 0.0
+    return orbit(source, frames, yaw=(-side, side), pitch=(height, height), elevation=elevation)
+
+
+def _targets_from_file(path: Path, photo: Path) -> "tuple[Frame | None, list[Camera]]":
+    """The photo as a frame of the file, lens distortion and all, if the file lists it, and the other cameras."""
+    from sidestep.captures.transforms import frame_of_photo, read_named_cameras
+
+    own = frame_of_photo(path, photo)
+    targets = [camera for name, camera in read_named_cameras(path) if Path(name).name != photo.name]
+    if not targets:
+        raise SidestepError(f"{path}: no camera beside the photo's own; add the target cameras as frames")
+    return own, targets
