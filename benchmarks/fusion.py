@@ -93,7 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 add(row, DECODED, mean / star)
                 for column, (method, settings) in COLUMNS.items():
                     generator = torch.Generator().manual_seed(options.seed + start)
-                    fused = fuse(prior, method, mean, reference, late, t_star, settings, generator)
+                    drawn = torch.randn(mean.shape, generator=generator)
+                    fused = fuse(prior, method, mean, reference, late, t_star, settings, drawn)
                     add(row, column, sample(prior, fused, settings.sampling_grid(inversion, options.steps)))
 
     names = {_row(t_star, star, mean): "" for mean in MEANS for t_star, star in stars.items()}

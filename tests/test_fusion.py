@@ -73,6 +73,15 @@ def test_readings_of_the_scripts_and_of_the_paper():
     torch.testing.assert_close(at_t_star, MEAN + math.sqrt(1 + float(ALPHAS[600])) * REFERENCE.latents)
 
 
+def test_gaussian_noise_is_what_the_caller_drew():
+    drawn = noise(1, 4, 8, 8, seed=5)
+    settings = FusionSettings(noise="gaussian")
+    fused = fuse(Prior(), "variance", MEAN, REFERENCE, None, 600, settings, drawn)
+    torch.testing.assert_close(fused, variance_fusion(Prior(), MEAN, noise_scale(ALPHAS, 600) * drawn, 600))
+    with pytest.raises(SidestepError, match="needs the noise"):
+        fuse(Prior(), "variance", MEAN, REFERENCE, None, 600, settings)
+
+
 def test_every_reading_changes_the_start():
     starts = [
         fuse(Prior(), "variance", MEAN, REFERENCE, LATE, 600, FusionSettings(c=c, noise=n))

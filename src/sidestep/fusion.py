@@ -115,7 +115,7 @@ def fuse(
     late: Inverted | None,
     t_star: int,
     settings: FusionSettings | None = None,
-    generator: torch.Generator | None = None,
+    drawn: Tensor | None = None,
 ) -> Tensor:
     """One of the two methods under the given readings.
 
@@ -123,13 +123,13 @@ def fuse(
         mean_target: (B, C, h, w), TUNet's prediction at t*.
         reference: the reference inverted to t*, batch 1 or B.
         late: the reference inverted to the last step; may be None where `settings.needs_late(method)` is false.
-        generator: on the CPU; of the noise that "gaussian" draws.
+        drawn: standard normal noise, (1 or B, C, h, w); what the reading "gaussian" takes.
 
     Returns:
         (B, C, h, w), the latents that sampling starts from.
 
     Raises:
-        SidestepError: if the method is unknown, or `late` is missing.
+        SidestepError: if the method is unknown, or `late` or `drawn` is missing where it is needed.
     """
     settings = settings or FusionSettings()
     if method not in get_args(Method):
@@ -137,8 +137,10 @@ def fuse(
     c = noise_scale(prior.alphas_cumprod, t_star, settings.c)
     if not settings.needs_late(method):
         if method == "variance" and settings.noise == "gaussian":
-            drawn = torch.randn(mean_target.shape, generator=generator).to(mean_target)
-            return variance_fusion(prior, mean_target, noise_scale(prior.alphas_cumprod, t_star) * drawn, t_star, c)
+            if drawn is None:
+                raise SidestepError("fusion with Gaussian noise needs the noise; draw it with torch.randn")
+            noise = noise_scale(prior.alphas_cumprod, t_star) * drawn.to(mean_target)
+            return variance_fusion(prior, mean_target, noise, t_star, c)
         if method == "variance":
             return variance_fusion(prior, mean_target, reference.noise, t_star, c)
         return direct_addition(mean_target, reference.latents, c)

@@ -275,7 +275,7 @@ class NovelViewPipeline(DiffusionPipeline):
                     reference.late,
                     self._inversion.t_star,
                     settings,
-                    generator,
+                    torch.randn(mean.shape, generator=generator) if settings.noise == "gaussian" else None,
                 )
                 latents = sample(
                     self.prior,
