@@ -1,5 +1,7 @@
 """Which device to run on, and in which precision a network runs there."""
 
+from typing import Any
+
 import torch
 
 from sidestep.errors import SidestepError
@@ -24,6 +26,21 @@ def choose_device(name: str | None = None) -> torch.device:
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
+
+
+def execution_device(network: Any) -> torch.device:
+    """Where a network computes: its own device, or where accelerate's offloading brings it (`network.device` lies then).
+
+    Args:
+        network: a model of diffusers or transformers.
+    """
+    if not hasattr(network, "_hf_hook"):
+        return network.device
+    for module in network.modules():
+        device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    return network.device
 
 
 def autocast(device: torch.device) -> torch.autocast:

@@ -20,7 +20,7 @@ from diffusers import (
 from safetensors import SafetensorError
 from torch import Tensor
 
-from sidestep.devices import choose_device, network_dtype
+from sidestep.devices import choose_device, execution_device, network_dtype
 from sidestep.errors import SidestepError
 from sidestep.files import atomic_path
 
@@ -129,6 +129,9 @@ class LatentPrior(torch.nn.Module):
         path: str | Path,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        variant: str | None = None,
+        **hub: Any,
     ) -> "LatentPrior":
         """Loads vae/, unet/, scheduler/ and, where the U-Net needs them, text_encoder/ and tokenizer/.
 
@@ -136,6 +139,8 @@ class LatentPrior(torch.nn.Module):
             path: a folder in diffusers' layout, or the id of such a model on the hub.
             device: where to run; the best device present where None.
             dtype: precision of the networks; `network_dtype(device)` where None.
+            variant: of the weights' files, such as "fp16".
+            hub: `revision`, `cache_dir`, `local_files_only`, `token`, as in diffusers.
 
         Raises:
             SidestepError: if a part is missing, unreadable, not in safetensors, or not supported.
@@ -144,15 +149,15 @@ class LatentPrior(torch.nn.Module):
         folder = str(path)
         if not Path(path).is_dir() and (folder.count("/") != 1 or folder.startswith((".", "/"))):
             raise SidestepError(f"{path}: no such folder; give a folder in diffusers' layout or a model id on the hub")
-        vae = _load(AUTOENCODERS, folder, "vae")
-        unet = _load(UNETS, folder, "unet")
+        vae = _load(AUTOENCODERS, folder, "vae", variant, hub)
+        unet = _load(UNETS, folder, "unet", variant, hub)
         try:
-            schedule = DDPMScheduler.load_config(folder, subfolder="scheduler")
+            schedule = DDPMScheduler.load_config(folder, subfolder="scheduler", **hub)
         except (OSError, ValueError) as error:
             raise _unreadable(folder, "scheduler", error) from error
         text_encoder, tokenizer = None, None
         if _needs_prompt(unet):
-            text_encoder, tokenizer = _load_text(folder)
+            text_encoder, tokenizer = _load_text(folder, variant, hub)
         prior = cls(vae, unet, schedule, text_encoder, tokenizer)
         prior.fingerprint()  # before the weights lose bits to `dtype`
         return prior.to(device=place, dtype=dtype or network_dtype(place))
@@ -186,7 +191,7 @@ class LatentPrior(torch.nn.Module):
         wanted = (3, self.image_size, self.image_size)
         if images.ndim != 4 or tuple(images.shape[1:]) != wanted:
             raise SidestepError(f"this prior encodes pictures of shape {wanted}, not {tuple(images.shape[1:])}")
-        encoded = self.vae.encode(images.to(self.vae.device, self.vae.dtype))
+        encoded = self.vae.encode(images.to(execution_device(self.vae), self.vae.dtype))
         if isinstance(self.vae, AutoencoderKL):
             latents = encoded.latent_dist.mode()
         elif isinstance(self.vae, AutoencoderTiny):
@@ -202,7 +207,7 @@ class LatentPrior(torch.nn.Module):
         self._check_latents(latents)
         shift, factor = self._vae_scaling()
         unscaled = latents / factor + shift
-        images = self.vae.decode(unscaled.to(self.vae.device, self.vae.dtype)).sample
+        images = self.vae.decode(unscaled.to(execution_device(self.vae), self.vae.dtype)).sample
         return images.float().clamp(-1, 1)
 
     @torch.no_grad()
@@ -265,7 +270,7 @@ class LatentPrior(torch.nn.Module):
         tokens = self.tokenizer(
             list(prompts), padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
         )
-        return self.text_encoder(tokens.input_ids.to(self.text_encoder.device))[0].float()
+        return self.text_encoder(tokens.input_ids.to(execution_device(self.text_encoder)))[0].float()
 
     def default_t_star(self) -> int:
         """The timestep as noisy as Stable Diffusion's 600: alphas_cumprod nearest 0.1608. Exactly 600 for SD."""
@@ -313,7 +318,7 @@ class LatentPrior(torch.nn.Module):
     def _run_unet(self, latents: Tensor, timestep: int, embeds: Tensor | None) -> Tensor:
         if embeds is not None and not self.needs_prompt:
             raise SidestepError("this prior has no text encoder, so it takes no prompt; leave the prompt out")
-        inputs = latents.to(self.unet.device, self.unet.dtype)
+        inputs = latents.to(execution_device(self.unet), self.unet.dtype)
         if isinstance(self.unet, UNet2DConditionModel):
             if embeds is None and self.needs_prompt:
                 embeds = self._empty()
@@ -377,31 +382,33 @@ def _fit(vae: Any, unet: Any) -> tuple[int, int, int]:
     return channels, height, 2 ** (len(stages) - 1)
 
 
-def _load(classes: Mapping[str, Any], folder: str, name: str) -> Any:
+def _load(classes: Mapping[str, Any], folder: str, name: str, variant: str | None, hub: Mapping[str, Any]) -> Any:
     """One network of a diffusers folder, its class read from its own config.json, float32, from safetensors only."""
     try:
-        class_name = next(iter(classes.values())).load_config(folder, subfolder=name).get("_class_name")
+        class_name = next(iter(classes.values())).load_config(folder, subfolder=name, **hub).get("_class_name")
         if class_name not in classes:
             raise SidestepError(f"{folder}/{name}: {class_name} is not supported; use one of {', '.join(classes)}")
         return classes[class_name].from_pretrained(
-            folder, subfolder=name, use_safetensors=True, torch_dtype=torch.float32
+            folder, subfolder=name, variant=variant, use_safetensors=True, torch_dtype=torch.float32, **hub
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _unreadable(folder, name, error) from error
 
 
-def _load_text(folder: str) -> tuple[Any, Any]:
+def _load_text(folder: str, variant: str | None, hub: Mapping[str, Any]) -> tuple[Any, Any]:
     """(text encoder, tokenizer) of a diffusers folder, by transformers."""
     try:
         import transformers
     except ImportError:
         raise SidestepError("this prior takes prompts; install transformers: pip install 'sidestep[text]'") from None
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, subfolder="text_encoder")
+        config = transformers.AutoConfig.from_pretrained(folder, subfolder="text_encoder", **hub)
         # The class is named there; AutoModel would give T5's whole model where only its encoder is stored.
         encoder_class = getattr(transformers, (config.architectures or ["AutoModel"])[0])
-        encoder = encoder_class.from_pretrained(folder, subfolder="text_encoder", use_safetensors=True).float()
-        return encoder, transformers.AutoTokenizer.from_pretrained(folder, subfolder="tokenizer")
+        encoder = encoder_class.from_pretrained(
+            folder, subfolder="text_encoder", variant=variant, use_safetensors=True, **hub
+        ).float()
+        return encoder, transformers.AutoTokenizer.from_pretrained(folder, subfolder="tokenizer", **hub)
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise _unreadable(folder, "text_encoder or tokenizer", error) from error
 

@@ -397,7 +397,7 @@ class TUNet(ModelMixin, ConfigMixin):
         self._check_shapes(mean, reference, target)
         scale = math.sqrt(self.config.alpha_star) if self.config.normalise else 1.0
         z = (mean / scale).to(self.dtype)
-        e_ref, e_tar, e_c = self._camera(reference), self._camera(target), self._category(category, len(mean))
+        e_ref, e_tar, e_c = self._camera(reference, z), self._camera(target, z), self._category(category, z)
         views = self._views(z, reference, target)
 
         if self.config.conditioning == "blocks":
@@ -428,17 +428,16 @@ class TUNet(ModelMixin, ConfigMixin):
         t_star = torch.tensor([self.config.t_star], device=z.device)
         return self.time_embedding(get_timestep_embedding(t_star, self.config.block_out_channels[0]).to(z.dtype))
 
-    def _camera(self, camera: Camera) -> Tensor:
+    def _camera(self, camera: Camera, z: Tensor) -> Tensor:
         """e_C, (B, camera_dim). Outside autocast: half precision would round small turns away."""
-        weight = self.camera_embedding.weight
-        with torch.autocast(weight.device.type, enabled=False):
-            return self.camera_embedding(camera.vector().to(weight))
+        with torch.autocast(z.device.type, enabled=False):
+            return self.camera_embedding(camera.vector().to(z))
 
-    def _category(self, category: Tensor | None, batch: int) -> Tensor:
+    def _category(self, category: Tensor | None, z: Tensor) -> Tensor:
         """e_c, (B, category_dim)."""
-        category = torch.full((batch,), -1) if category is None else category
+        category = torch.full((len(z),), -1) if category is None else category
         index = torch.where(category < 0, self.config.num_categories, category)
-        return self.category_embedding(index.to(self.device))
+        return self.category_embedding(index.to(z.device))
 
     def _views(self, z: Tensor, reference: Camera, target: Camera) -> dict[int, ViewTokens]:
         """The tokens of each level that has cross-attention (the middle block works on the lowest level's)."""
@@ -466,14 +465,19 @@ class TUNet(ModelMixin, ConfigMixin):
             raise SidestepError(f"{batch} latents need {batch} reference and target cameras, not {shapes}")
 
 
-def load_tunet(folder: str | Path) -> TUNet:
+def load_tunet(folder: str | Path, **hub: Any) -> TUNet:
     """The TUNet of a model's folder (its `tunet/`) or hub id, in float32 whatever it is stored in.
+
+    Args:
+        hub: `variant`, `revision`, `cache_dir`, `local_files_only`, `token`, as in diffusers.
 
     Raises:
         SidestepError: if it is missing, damaged, or not in safetensors.
     """
     try:
-        return TUNet.from_pretrained(str(folder), subfolder="tunet", torch_dtype=torch.float32, use_safetensors=True)
+        return TUNet.from_pretrained(
+            str(folder), subfolder="tunet", torch_dtype=torch.float32, use_safetensors=True, **hub
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise SidestepError(f"{folder}/tunet cannot be loaded: {reason}") from None
