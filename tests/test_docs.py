@@ -1,0 +1,224 @@
+"""The documentation: the site builds without a warning, links lead somewhere, and commands that it shows exist."""
+
+import ast
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from sidestep.cli import app
+from sidestep.config import load_config
+from sidestep.errors import SidestepError
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(
+    [
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")),
+        ROOT / "examples/README.md",
+        ROOT / "src/sidestep/models/small/README.md",
+    ]
+)
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+@pytest.fixture(scope="module")
+def hooks() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("site_hooks", ROOT / "scripts/site_hooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site; its build fails on any warning: links, anchors, pictures, names in code, pages in no menu."""
+    folder = tmp_path_factory.mktemp("site")
+    result = _build("--site-dir", str(folder))
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def _build(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_site_loads_nothing_from_elsewhere(site: Path) -> None:
+    loaded = re.compile(r"""<(?:script|img|link|iframe|source|video)\b[^>]*\b(?:src|href)=["'](?:https?:)?//[^"']*""")
+    for page in site.rglob("*.html"):
+        found = [tag for tag in loaded.findall(page.read_text(encoding="utf-8")) if 'rel="canonical"' not in tag]
+        assert not found, page
+    for sheet in site.rglob("*.css"):
+        assert not re.search(r"url\(['\"]?(https?:)?//|@import", sheet.read_text(encoding="utf-8")), sheet
+
+
+def test_links_to_code_lead_to_the_line_of_the_name(site: Path) -> None:
+    source = (ROOT / "src/sidestep/fusion.py").read_text(encoding="utf-8").splitlines()
+    line = next(number for number, text in enumerate(source, 1) if text.startswith("def variance_fusion"))
+    method = (site / "method/index.html").read_text(encoding="utf-8")
+    assert f'repository/src/sidestep/fusion.py/#__codelineno-0-{line}"' in method
+    assert f'id="__codelineno-0-{line}"' in (site / "repository/src/sidestep/fusion.py/index.html").read_text()
+
+
+def test_every_public_name_is_in_the_reference(site: Path) -> None:
+    import sidestep
+
+    reference = (site / "api/index.html").read_text(encoding="utf-8")
+    missing = [name for name in sidestep.__all__ if not re.search(rf'<h\d id="sidestep\.[\w.]*\b{name}"', reference)]
+    assert not missing
+
+
+def test_a_broken_page_fails_the_build(tmp_path: Path) -> None:
+    """Each fault by itself is a warning, and any warning fails the build."""
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "index.md").write_text(
+        "# Start\n\n[page](none.md) [anchor](#none) ![picture](none.png) [file](../none.py)\n\n"
+        "[a name][sidestep.NothingLikeIt]\n\n[`no_such_name`](../src/sidestep/fusion.py)\n"
+    )
+    (docs / "orphan.md").write_text("# In no menu\n")
+    settings = yaml.dump({"INHERIT": str(ROOT / "mkdocs.yml"), "docs_dir": str(docs), "hooks": []})
+    config = tmp_path / "mkdocs.yml"
+    config.write_text(settings + f"hooks: ['{ROOT}/scripts/site_hooks.py']\nnav: [index.md, missing.md]\n")
+    result = _build("--config-file", str(config), "--site-dir", str(tmp_path / "site"))
+    assert result.returncode != 0
+    for fault in (
+        "'none.md'",
+        "no such anchor on this page",
+        "'none.png'",
+        "none.py",
+        "NothingLikeIt",
+        "`no_such_name`, which src/sidestep/fusion.py does not define",
+        "orphan.md",
+        "missing.md",
+    ):
+        assert fault in result.stderr, f"no warning of {fault}:\n{result.stderr}"
+
+
+@each_page
+def test_links_lead_somewhere_in_the_repository(page: Path, hooks: ModuleType) -> None:
+    """As a reader of the repository follows them: relative to the page, anchors as a forge makes them of headings."""
+    for link in hooks.links(page.read_text(encoding="utf-8")):
+        address = link["target"]
+        if re.match(r"[a-z]+:", address):
+            continue
+        path, _, anchor = address.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), address
+        assert target.is_relative_to(ROOT), address
+        if anchor and target.suffix == ".md":
+            assert anchor in _anchors(target), address
+        if (name := hooks.code_name(link["text"])) and target.suffix == ".py":
+            assert hooks.line_of(target, name), f"{name} is not in {path}"
+
+
+@cache
+def _anchors(page: Path) -> set[str]:
+    text = re.sub(r"^(```|~~~).*?^\1", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    found: list[str] = []
+    for heading in re.findall(r"^#{1,6} +(.+?) *#*$", text, re.M):
+        plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()
+        slug = re.sub(r"[^\w\- ]", "", plain).replace(" ", "-")
+        found.append(f"{slug}-{found.count(slug)}" if slug in found else slug)
+    return set(found)
+
+
+@each_page
+def test_commands_that_are_shown_parse(page: Path) -> None:
+    for command, whole in _commands(page.read_text(encoding="utf-8")):
+        _parse(command, whole)
+
+
+def test_a_wrong_command_is_found() -> None:
+    text = "Run `sidestep view --no-such-option`.\n\n    sidestep view photo.jpg --yaw 20\n"
+    commands = list(_commands(text))
+    assert [whole for _, whole in commands] == [True, False]
+    for command, whole in commands:
+        with pytest.raises(AssertionError, match=r"no-such-option|Missing parameter: out"):
+            _parse(command, whole)
+
+
+def _commands(markdown: str) -> Iterator[tuple[list[str], bool]]:
+    """The words after `sidestep` of each command, and whether it stands in a block and so must be whole.
+
+    In a block with lines that begin with `$`, the other lines are output.
+    """
+    blocks = re.findall(r"^(?:```|~~~)(?:sh|bash|console|text)?\n(.*?)^(?:```|~~~)", markdown, re.M | re.S)
+    prose = re.sub(r"^(```|~~~).*?^\1", "", markdown, flags=re.M | re.S)
+    blocks += re.findall(r"(?:^(?: {4}|\t).*\n?)+", prose, re.M)
+    prose = re.sub(r"^(?: {4}|\t).*", "", prose, flags=re.M)
+    for block in blocks:
+        lines = [line.strip() for line in block.replace("\\\n", " ").splitlines()]
+        if any(line.startswith("$ ") for line in lines):
+            lines = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+        for line in lines:
+            for part in line.split("&&"):
+                if match := re.match(r"(?:\S*/|.* -m )?sidestep (.*)", part.strip()):
+                    words = shlex.split(match[1], comments=True)
+                    yield _words(words), "..." not in words
+    for span in re.findall(r"`sidestep ([^`]+)`", prose):
+        yield _words(shlex.split(span)), False
+
+
+def _words(words: list[str]) -> list[str]:
+    return [word for word in words if word != "..." and not word.startswith("[") and not word.endswith("]")]
+
+
+def _parse(words: list[str], whole: bool) -> None:
+    """Parses a command line as typer does, with commands that do nothing. A mention need not name what is required."""
+    command = typer.main.get_command(app)
+    _disarm(command)
+    try:
+        command.main(list(words), "sidestep", standalone_mode=False)
+    except Exception as error:
+        mention = type(error).__name__ in ("MissingParameter", "BadOptionUsage", "NoArgsIsHelpError") and not whole
+        if not mention:
+            raise AssertionError(f"sidestep {shlex.join(words)}: {error}") from None
+    else:
+        _check_settings(words)
+
+
+def _disarm(command: Any) -> None:
+    command.callback = lambda **_: None
+    for one in getattr(command, "commands", {}).values():
+        _disarm(one)
+
+
+def _check_settings(words: list[str]) -> None:
+    """`key=value` words against the settings of a configuration that is in the repository."""
+    if words[0] not in ("train", "pretrain") or not (ROOT / words[1]).is_file():
+        return
+    from sidestep.pretraining import PretrainConfig
+    from sidestep.training import TrainConfig
+
+    overrides = [word for word in words[2:] if "=" in word and "..." not in word]
+    try:
+        load_config(TrainConfig if words[0] == "train" else PretrainConfig, ROOT / words[1], overrides)
+    except SidestepError as error:
+        raise AssertionError(f"sidestep {shlex.join(words)}: {error}") from None
+
+
+def test_examples_in_python_compile() -> None:
+    for page in PAGES:
+        for block in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
+            ast.parse(block, filename=str(page))
