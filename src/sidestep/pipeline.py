@@ -12,7 +12,9 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
+from sidestep.batches import in_batches
 from sidestep.cameras import Camera, distance_scale
+from sidestep.consistency import steady
 from sidestep.devices import autocast
 from sidestep.errors import SidestepError
 from sidestep.files import atomic_path
@@ -189,8 +191,8 @@ class NovelViewPipeline(DiffusionPipeline):
             SidestepError: if an argument does not fit the model.
         """
         cameras = self._fit_targets(targets, batch_size)
-        means = self._translate(reference, cameras, category, scale, batch_size)
-        return [picture for batch in means.split(batch_size) for picture in self._decode_means(batch)]
+        means = self._translate(reference, self._relative(reference, cameras, scale), category, batch_size)
+        return self._decode_means(means, batch_size)
 
     @torch.no_grad()
     def __call__(
@@ -209,6 +211,7 @@ class NovelViewPipeline(DiffusionPipeline):
         settings: FusionSettings | None = None,
         scale: float | None = None,
         batch_size: int = 8,
+        consistency: float = 0.0,
         progress: Progress | None = None,
         on_coarse: Callable[[list[Image.Image]], None] | None = None,
     ) -> Views:
@@ -231,7 +234,9 @@ class NovelViewPipeline(DiffusionPipeline):
             settings: the readings that the paper leaves open.
             scale: what to multiply the world's lengths by to put the subject at distance 1 from the source. Where
                 None: from where the cameras' axes meet, if there is a source.
-            batch_size: views made together.
+            batch_size: views made together; fewer where memory is too small for so many.
+            consistency: for targets that are a path, from 0 to 1: how much of each view's noise is that of the view
+                before it, moved as the camera moved (`sidestep.consistency`). What noise is drawn, all share.
             progress: called with (stage, steps done, steps in all). What it raises ends the call.
             on_coarse: called with all coarse views before the first final one is sampled.
 
@@ -242,13 +247,15 @@ class NovelViewPipeline(DiffusionPipeline):
             raise SidestepError(f"fusion {fusion!r} is unknown; use {', '.join(get_args(Fusion))}")
         if isinstance(photo, Reference) and source is not None:
             raise SidestepError("an inverted photo has its camera; leave source out, or give it to invert")
+        if not 0 <= consistency <= 1:
+            raise SidestepError(f"consistency is {consistency}; it must be from 0 to 1")
         settings = settings or FusionSettings()
         cameras = self._fit_targets(targets, batch_size)
         self.tunet.category_ids([category])
         prompts = self._encode_prompts(prompt, negative_prompt)
         methods: tuple[Method, ...] = get_args(Method) if fusion == "auto" else (fusion,)
         grid = settings.sampling_grid(self._inversion, steps)
-        generator = torch.Generator().manual_seed(seed)
+        count = len(targets)
 
         if isinstance(photo, Reference):
             reference = photo
@@ -256,37 +263,33 @@ class NovelViewPipeline(DiffusionPipeline):
             reference = self.invert(photo, source, scale=scale, progress=progress)
         if reference.late is None and any(settings.needs_late(method) for method in methods):
             reference.late = self._invert_further(reference.inverted, progress)
-        means = self._translate(reference, cameras, category, scale, batch_size)
-        coarse = [picture for batch in means.split(batch_size) for picture in self._decode_means(batch)]
+        relative = self._relative(reference, cameras, scale)
+        means = self._translate(reference, relative, category, batch_size)
+        coarse = self._decode_means(means, batch_size)
         if on_coarse is not None:
             on_coarse(coarse)
 
-        count = len(targets)
+        drawn = torch.randn(
+            1 if consistency else count, *means.shape[1:], generator=torch.Generator().manual_seed(seed)
+        ).expand_as(means)
+        starts = {method: self._fuse(method, means, reference, settings, drawn, batch_size) for method in methods}
+        if consistency:
+            starts = {method: means + steady(start - means, relative, consistency) for method, start in starts.items()}
+
+        def synthesise(chosen: slice) -> dict[str, Tensor]:
+            named = f"sample {chosen.start + 1}-{chosen.stop} of {count}"
+            pictures = {}
+            for method, start in starts.items():
+                callback = _stage(progress, f"{named}, {method}")
+                latents = sample(self.prior, start[chosen], grid, *prompts, guidance=guidance, callback=callback)
+                pictures[method] = self.prior.decode(latents).cpu()
+            return pictures
+
         views = Views([], [cameras[i] for i in range(count)], coarse, [], reference.image, reference.camera)
-        for start in range(0, count, batch_size):
-            mean = means[start : start + batch_size]
-            candidates: dict[str, Tensor] = {}
-            for method in methods:
-                fused = fuse(
-                    self.prior,
-                    method,
-                    mean,
-                    reference.inverted,
-                    reference.late,
-                    self._inversion.t_star,
-                    settings,
-                    torch.randn(mean.shape, generator=generator) if settings.noise == "gaussian" else None,
-                )
-                latents = sample(
-                    self.prior,
-                    fused,
-                    grid,
-                    *prompts,
-                    guidance=guidance,
-                    callback=_stage(progress, f"sample {start + 1}-{start + len(mean)} of {count}, {method}"),
-                )
-                candidates[method] = self.prior.decode(latents).cpu()
-            layout = torch.stack([to_tensor(picture) for picture in coarse[start : start + batch_size]])
+        for candidates in in_batches(synthesise, count, batch_size):
+            done = len(views.images)
+            batch = coarse[done : done + len(candidates[methods[0]])]
+            layout = torch.stack([to_tensor(picture) for picture in batch])
             names = choose(candidates, layout, to_tensor(reference.image)[None])
             views.images.extend(to_image(candidates[name][i]) for i, name in enumerate(names))
             views.fusion.extend(names)
@@ -320,36 +323,64 @@ class NovelViewPipeline(DiffusionPipeline):
         callback = _stage(progress, "invert to the end")
         return invert(self.prior, inverted.latents, grid, settings.timestep, progress=callback)
 
-    def _translate(
-        self, reference: Reference, targets: Camera, category: str | None, scale: float | None, batch_size: int
-    ) -> Tensor:
-        """TUNet's means of the targets, (B, C, h, w) float32."""
+    def _relative(self, reference: Reference, targets: Camera, scale: float | None) -> Camera:
+        """The targets in the reference's frame, with the subject at distance 1; float64, on the CPU."""
         source = reference.camera
         scale = reference.scale if scale is None else scale
         if scale is None:
             scale = distance_scale(source, targets)
-        device = self.tunet.device
         # In double precision: far from a world's origin, small steps are lost in single.
         source, targets = source.to("cpu", torch.float64), targets.to("cpu", torch.float64)
-        relative = targets.relative_to(source).scaled(scale).to(device, torch.float32)
+        return targets.relative_to(source).scaled(scale)
+
+    def _translate(self, reference: Reference, relative: Camera, category: str | None, batch_size: int) -> Tensor:
+        """TUNet's means of the targets, of `_relative`: (B, C, h, w) float32."""
+        device = self.tunet.device
+        targets = relative.to(device, torch.float32)
+        source = reference.camera.to("cpu", torch.float64)
         own = source.relative_to(source).to(device, torch.float32)
         ids = self.tunet.category_ids([category])
         mean = reference.inverted.mean.to(device)
-        means = []
-        for start in range(0, targets.batch_shape[0], batch_size):
-            chosen = relative[start : start + batch_size]
-            count = chosen.batch_shape[0]
+
+        def translate(chosen: slice) -> Tensor:
+            count = chosen.stop - chosen.start
             # As in training: float32 weights, so that half precision never touches rays and cameras.
             with autocast(device):
-                translated = self.tunet(
-                    mean.expand(count, -1, -1, -1), Camera.stack([own] * count), chosen, ids.expand(count)
-                )
-            means.append(translated.float())
-        return torch.cat(means)
+                return self.tunet(
+                    mean.expand(count, -1, -1, -1), Camera.stack([own] * count), targets[chosen], ids.expand(count)
+                ).float()
 
-    def _decode_means(self, means: Tensor) -> list[Image.Image]:
-        pictures = self.prior.decode(means / math.sqrt(self.tunet.config.alpha_star))
-        return [to_image(picture) for picture in pictures.cpu()]
+        return torch.cat(list(in_batches(translate, relative.batch_shape[0], batch_size)))
+
+    def _fuse(
+        self,
+        method: Method,
+        means: Tensor,
+        reference: Reference,
+        settings: FusionSettings,
+        drawn: Tensor,
+        batch_size: int,
+    ) -> Tensor:
+        """The latents that sampling starts from, (B, C, h, w)."""
+
+        def fuse_batch(chosen: slice) -> Tensor:
+            return fuse(
+                self.prior,
+                method,
+                means[chosen],
+                reference.inverted,
+                reference.late,
+                self._inversion.t_star,
+                settings,
+                drawn[chosen],
+            )
+
+        return torch.cat(list(in_batches(fuse_batch, len(means), batch_size)))
+
+    def _decode_means(self, means: Tensor, batch_size: int) -> list[Image.Image]:
+        star = math.sqrt(self.tunet.config.alpha_star)
+        batches = in_batches(lambda chosen: self.prior.decode(means[chosen] / star).cpu(), len(means), batch_size)
+        return [to_image(picture) for pictures in batches for picture in pictures]
 
     def _encode_prompts(self, prompt: str | None, negative_prompt: str | None) -> tuple[Tensor | None, Tensor | None]:
         if not prompt:
