@@ -1,17 +1,24 @@
 """Paths of cameras for a reference view: round the subject, towards it, along a spiral, between two views.
 
+Every path takes an easing: "linear" moves evenly, "smooth" starts and stops gently (3s² - 2s³ of the way at the
+fraction s of the time).
+
 Lengths are in the reference's world after scaling (`cameras.distance_scale`), where the subject stands at distance 1
 before the reference; angles are in degrees. Positive yaw moves the camera to the right, positive pitch up, both as the
-reference sees it. The cameras keep the reference's intrinsics and stand in the same world as the reference.
+reference sees it. The cameras keep the reference's intrinsics, a dolly zoom's excepted, and stand in its world.
 """
 
 import math
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from sidestep.cameras import Camera
 from sidestep.errors import SidestepError
+
+Easing = Literal["linear", "smooth"]
+Preset = Literal["orbit", "spiral", "dolly", "dolly-zoom"]
 
 _STEEPEST = 89.0
 
@@ -61,7 +68,7 @@ def step_aside(
     step = torch.eye(4, dtype=torch.float64)
     step[:3, :3] = turned
     step[:3, 3] = subject - turned @ subject
-    return _moved(reference, step)
+    return moved(reference, step)
 
 
 def orbit(
@@ -72,19 +79,22 @@ def orbit(
     pitch: tuple[float, float] = (0.0, 0.0),
     elevation: float = 0.0,
     distance: float = 1.0,
+    easing: Easing = "linear",
 ) -> list[Camera]:
-    """An arc about the subject, from the first yaw and pitch to the second in even steps, both included.
+    """An arc about the subject, from the first yaw and pitch to the second, both included.
 
     Raises:
         SidestepError: as `step_aside`, or if `frames` is below 1.
     """
     return [
         step_aside(reference, y, p, elevation=elevation, distance=distance)
-        for y, p in zip(_even(*yaw, frames), _even(*pitch, frames), strict=True)
+        for y, p in zip(_between(*yaw, frames, easing), _between(*pitch, frames, easing), strict=True)
     ]
 
 
-def dolly(reference: Camera, frames: int, *, distance: tuple[float, float] = (1.0, 0.7)) -> list[Camera]:
+def dolly(
+    reference: Camera, frames: int, *, distance: tuple[float, float] = (1.0, 0.7), easing: Easing = "linear"
+) -> list[Camera]:
     """Straight along the optical axis, from the first distance to the subject to the second, both included.
 
     The reference is at distance 1, so 0.7 is three tenths of the way to the subject and 2 is as far again behind.
@@ -95,11 +105,23 @@ def dolly(reference: Camera, frames: int, *, distance: tuple[float, float] = (1.
     if not all(math.isfinite(d) and d > 0 for d in distance):
         raise SidestepError(f"trajectory: distances {distance} to the subject; they must be positive and finite")
     cameras = []
-    for away in _even(*distance, frames):
+    for away in _between(*distance, frames, easing):
         step = torch.eye(4, dtype=torch.float64)
         step[2, 3] = away - 1
-        cameras.append(_moved(reference, step))
+        cameras.append(moved(reference, step))
     return cameras
+
+
+def dolly_zoom(
+    reference: Camera, frames: int, *, distance: tuple[float, float] = (1.0, 0.7), easing: Easing = "linear"
+) -> list[Camera]:
+    """A dolly whose focal length follows the distance, so that the subject keeps its size and the background does not.
+
+    Raises:
+        SidestepError: as `dolly`.
+    """
+    cameras = dolly(reference, frames, distance=distance, easing=easing)
+    return [zoomed(camera, away) for camera, away in zip(cameras, _between(*distance, frames, easing), strict=True)]
 
 
 def spiral(
@@ -111,6 +133,7 @@ def spiral(
     turns: float = 1.0,
     elevation: float = 0.0,
     distance: float = 1.0,
+    easing: Easing = "linear",
 ) -> list[Camera]:
     """Out from the reference and back to it, winding about its optical axis, so that the frames play in a loop.
 
@@ -123,22 +146,22 @@ def spiral(
     if not math.isfinite(turns):
         raise SidestepError(f"trajectory: a spiral of {turns} turns; turns must be a finite number")
     cameras = []
-    for s in _even(0.0, 1.0, frames):
+    for s in fractions(frames, easing):
         radius, angle = math.sin(math.pi * s), 2 * math.pi * turns * s
         y, p = yaw * radius * math.sin(angle), -pitch * radius * math.cos(angle)
         cameras.append(step_aside(reference, y, p, elevation=elevation, distance=distance))
     return cameras
 
 
-def interpolate(first: Camera, last: Camera, frames: int) -> list[Camera]:
-    """Evenly from one camera to another: rotations along the shortest arc, centres and intrinsics straight.
+def interpolate(first: Camera, last: Camera, frames: int, *, easing: Easing = "linear") -> list[Camera]:
+    """From one camera to another: rotations along the shortest arc, centres and intrinsics straight.
 
     The first and last frame are exactly the cameras given.
 
     Raises:
         SidestepError: if the cameras' picture sizes or batch shapes differ, or `frames` is below 1.
     """
-    steps = _even(0.0, 1.0, frames)
+    steps = fractions(frames, easing)
     ends = Camera.stack([first, last]).to("cpu", torch.float64)
     turn = _axis_angle(ends.rotation[1] @ ends.rotation[0].mT)
     cameras = []
@@ -158,18 +181,68 @@ def interpolate(first: Camera, last: Camera, frames: int) -> list[Camera]:
     return cameras
 
 
-def _even(start: float, stop: float, frames: int) -> list[float]:
-    """`frames` values from start to stop, both included; a single one is the start."""
+def preset(
+    name: Preset,
+    reference: Camera,
+    frames: int,
+    *,
+    yaw: float | None = None,
+    pitch: float | None = None,
+    elevation: float = 0.0,
+    easing: Easing = "linear",
+) -> list[Camera]:
+    """One of the paths above by its name, with what an app or a command line asks of it.
+
+    Args:
+        yaw: an orbit's, to each side (30 where None), and a spiral's at its widest (20).
+        pitch: an orbit's, all along (0 where None), and a spiral's at its widest (8).
+
+    Raises:
+        SidestepError: if the name is unknown, a dolly is given a yaw or pitch, or as the path does.
+    """
+    if name not in get_args(Preset):
+        raise SidestepError(f"trajectory {name!r} is unknown; use {', '.join(get_args(Preset))}")
+    if name == "orbit":
+        side, height = 30.0 if yaw is None else yaw, pitch or 0.0
+        return orbit(reference, frames, yaw=(-side, side), pitch=(height, height), elevation=elevation, easing=easing)
+    if name == "spiral":
+        yaw, pitch = 20.0 if yaw is None else yaw, 8.0 if pitch is None else pitch
+        return spiral(reference, frames, yaw=yaw, pitch=pitch, elevation=elevation, easing=easing)
+    if yaw is not None or pitch is not None:
+        raise SidestepError("a dolly moves straight towards the subject; leave yaw and pitch out")
+    return (dolly if name == "dolly" else dolly_zoom)(reference, frames, easing=easing)
+
+
+def fractions(frames: int, easing: Easing = "linear") -> list[float]:
+    """How much of a path lies behind each of its frames, from 0 to 1; a single frame is at the start.
+
+    Raises:
+        SidestepError: if `frames` is below 1 or the easing unknown.
+    """
     if frames < 1:
         raise SidestepError(f"trajectory: {frames} frames; at least 1 is needed")
-    return torch.linspace(start, stop, frames, dtype=torch.float64).tolist()
+    if easing not in get_args(Easing):
+        raise SidestepError(f"trajectory: easing {easing!r} is unknown; use {', '.join(get_args(Easing))}")
+    even = torch.linspace(0.0, 1.0, frames, dtype=torch.float64)
+    return (even if easing == "linear" else even.square() * (3 - 2 * even)).tolist()
 
 
-def _moved(reference: Camera, step: Tensor) -> Camera:
+def moved(reference: Camera, step: Tensor) -> Camera:
     """The camera whose coordinates are `step` (4, 4, float64) times the reference's, in the reference's world."""
     # In double precision, so that a step of nothing gives back the reference's own single precision numbers.
     pose = step @ reference.world_to_camera.to("cpu", torch.float64)
     return Camera(reference.intrinsics, pose.to(reference.world_to_camera), reference.width, reference.height)
+
+
+def zoomed(camera: Camera, factor: float) -> Camera:
+    """The camera with `factor` times the focal length, about its own principal point."""
+    focal = camera.intrinsics.new_tensor([[factor, factor, 1.0], [1.0, factor, 1.0], [1.0, 1.0, 1.0]])
+    return Camera(camera.intrinsics * focal, camera.world_to_camera, camera.width, camera.height)
+
+
+def _between(start: float, stop: float, frames: int, easing: Easing) -> list[float]:
+    """`frames` values from start to stop, both included; a single one is the start."""
+    return [(1 - s) * start + s * stop for s in fractions(frames, easing)]
 
 
 def _about_x(degrees: float) -> Tensor:
