@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import warnings
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from diffusers import (
     UNet2DModel,
     VQModel,
 )
+from safetensors.torch import load_file, save_file
 
 from sidestep.errors import SidestepError
 from sidestep.prior import LatentPrior
@@ -361,13 +363,36 @@ def test_each_picture_can_have_its_own_prompt(text_prior, latents):
     torch.testing.assert_close(text_prior.predict_noise(latents[1:], 300, both[1:]), together[1:], rtol=1e-4, atol=1e-5)
 
 
+def test_guidance_of_one_or_less_is_the_prompt_alone(text_prior, latents):
+    chair, sofa = text_prior.encode_prompt(["a chair"]), text_prior.encode_prompt(["a sofa"])
+    conditional = text_prior.predict_noise(latents, 300, chair)
+    for guidance in (0.0, 0.5, 1.0):
+        assert torch.equal(text_prior.predict_noise(latents, 300, chair, sofa, guidance=guidance), conditional)
+
+
 def test_a_long_prompt_is_cut_to_the_encoders_length(text_prior):
-    assert text_prior.encode_prompt(["a " * 100]).shape == (1, 12, 16)
+    with pytest.warns(UserWarning, match="13 tokens, 10 are read; not read: 'ab r s'"):
+        cut = text_prior.encode_prompt(["q q q q q q q q q q ab r s"])
+    assert cut.shape == (1, 12, 16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        whole = text_prior.encode_prompt(["q q q q q q q q q q"])
+    assert torch.equal(cut, whole)
+
+
+def test_a_text_encoder_with_weights_missing_is_refused(text_prior, tmp_path):
+    text_prior.save_pretrained(tmp_path)
+    path = tmp_path / "text_encoder" / "model.safetensors"
+    weights = load_file(path)
+    del weights[next(key for key in weights if "q_proj.weight" in key)]
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(SidestepError, match=r"text_encoder.*1 of the text encoder's weights are missing"):
+        load(tmp_path)
 
 
 def test_a_prior_without_text_refuses_prompts(latents):
     prior = LatentPrior(kl(), unet(), SD)
-    with pytest.raises(SidestepError, match="no prompt"):
+    with pytest.raises(SidestepError, match=r"no text encoder.*Stable Diffusion 1\.4, 1\.5, 2\.1"):
         prior.encode_prompt(["a chair"])
     for guidance in (1.0, 3.5):
         with pytest.raises(SidestepError, match="no prompt"):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,11 @@ SCHEDULE_FIELDS = (
 
 # alphas_cumprod of Stable Diffusion's schedule at the paper's t* = 600 (0.16078; at 601 it is 0.15982).
 ALPHA_AT_T_STAR = 0.1608
+
+NO_TEXT = (
+    "this prior has no text encoder, so it takes no prompt; leave it out, or use a model trained on a prior that has "
+    "one (Stable Diffusion 1.4, 1.5, 2.1: docs/text.md)"
+)
 
 # Settings that change what a network computes without changing the shape of any weight.
 FINGERPRINT_FIELDS = (
@@ -222,8 +228,8 @@ class LatentPrior(torch.nn.Module):
         """The noise in `latents`, eps = eps_theta(x, s).
 
         A v-predicting network's answer becomes eps = sqrt(a_s) v + sqrt(1 - a_s) x, with a at the timestep s that
-        the network was asked at. One pass where there is no prompt or guidance is 1; else two in one batch:
-        eps = eps_negative + guidance (eps_prompt - eps_negative).
+        the network was asked at. One pass where there is no prompt, or where guidance is 1 or less, which turns it off
+        as in diffusers; else two in one batch: eps = eps_negative + guidance (eps_prompt - eps_negative).
 
         Args:
             latents: (B, C, latent_size, latent_size).
@@ -241,7 +247,7 @@ class LatentPrior(torch.nn.Module):
         self._check_latents(latents)
         if not 0 <= timestep < self.num_train_timesteps:
             raise SidestepError(f"timestep {timestep} is outside this prior's 0 .. {self.num_train_timesteps - 1}")
-        if prompt_embeds is not None and guidance != 1.0:
+        if prompt_embeds is not None and guidance > 1.0:
             negative = self._empty() if negative_embeds is None else negative_embeds
             # The empty prompt's embedding is kept, and may be from before the networks were moved.
             negative = negative.to(prompt_embeds.device)
@@ -261,16 +267,27 @@ class LatentPrior(torch.nn.Module):
     def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
         """Embeddings (B, L, D), float32, of B prompts; "" is the empty prompt.
 
+        A prompt longer than the text encoder reads (75 tokens in Stable Diffusion) is cut there, with a warning.
+
         Raises:
             SidestepError: if this prior takes no prompt.
         """
-        if not self.needs_prompt:
-            raise SidestepError("this prior has no text encoder, so it takes no prompt; leave the prompt out")
+        self.check_text()
         limit = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
         tokens = self.tokenizer(
             list(prompts), padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
         )
+        self._warn_of_cuts(prompts, limit)
         return self.text_encoder(tokens.input_ids.to(execution_device(self.text_encoder)))[0].float()
+
+    def check_text(self) -> None:
+        """Refuses a prior that takes no prompt, before any work is done for one.
+
+        Raises:
+            SidestepError: if this prior has no text encoder.
+        """
+        if not self.needs_prompt:
+            raise SidestepError(NO_TEXT)
 
     def default_t_star(self) -> int:
         """The timestep as noisy as Stable Diffusion's 600: alphas_cumprod nearest 0.1608. Exactly 600 for SD."""
@@ -315,9 +332,17 @@ class LatentPrior(torch.nn.Module):
             self._empty_prompt = self.encode_prompt([""])
         return self._empty_prompt
 
+    def _warn_of_cuts(self, prompts: Sequence[str], limit: int) -> None:
+        room = limit - self.tokenizer.num_special_tokens_to_add()
+        for prompt in prompts:
+            tokens = self.tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
+            if len(tokens) > room:
+                lost = self.tokenizer.decode(tokens[room:])
+                warnings.warn(f"the prompt has {len(tokens)} tokens, {room} are read; not read: {lost!r}", stacklevel=2)
+
     def _run_unet(self, latents: Tensor, timestep: int, embeds: Tensor | None) -> Tensor:
-        if embeds is not None and not self.needs_prompt:
-            raise SidestepError("this prior has no text encoder, so it takes no prompt; leave the prompt out")
+        if embeds is not None:
+            self.check_text()
         inputs = latents.to(execution_device(self.unet), self.unet.dtype)
         if isinstance(self.unet, UNet2DConditionModel):
             if embeds is None and self.needs_prompt:
@@ -405,10 +430,13 @@ def _load_text(folder: str, variant: str | None, hub: Mapping[str, Any]) -> tupl
         config = transformers.AutoConfig.from_pretrained(folder, subfolder="text_encoder", **hub)
         # The class is named there; AutoModel would give T5's whole model where only its encoder is stored.
         encoder_class = getattr(transformers, (config.architectures or ["AutoModel"])[0])
-        encoder = encoder_class.from_pretrained(
-            folder, subfolder="text_encoder", variant=variant, use_safetensors=True, **hub
-        ).float()
-        return encoder, transformers.AutoTokenizer.from_pretrained(folder, subfolder="tokenizer", **hub)
+        encoder, found = encoder_class.from_pretrained(
+            folder, subfolder="text_encoder", variant=variant, use_safetensors=True, output_loading_info=True, **hub
+        )
+        if found["missing_keys"]:
+            # transformers fills them with random numbers, and says so only in its log.
+            raise ValueError(f"{len(found['missing_keys'])} of the text encoder's weights are missing")
+        return encoder.float(), transformers.AutoTokenizer.from_pretrained(folder, subfolder="tokenizer", **hub)
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise _unreadable(folder, "text_encoder or tokenizer", error) from error
 
