@@ -29,7 +29,7 @@ def choose_device(name: str | None = None) -> torch.device:
 
 
 def execution_device(network: Any) -> torch.device:
-    """Where a network computes: its own device, or where accelerate's offloading brings it (`network.device` lies then).
+    """Where a network computes. Under accelerate's offloading that is not where its weights wait (`network.device`).
 
     Args:
         network: a model of diffusers or transformers.

@@ -1,6 +1,7 @@
 """The whole method as a diffusers pipeline: one photo and any number of target cameras in, views out."""
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,20 +9,22 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal, get_args
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin
 from PIL import Image
 from torch import Tensor
 
 from sidestep.batches import in_batches
 from sidestep.cameras import Camera, distance_scale
 from sidestep.consistency import steady
-from sidestep.devices import autocast
+from sidestep.devices import autocast, execution_device
 from sidestep.errors import SidestepError
 from sidestep.files import atomic_path
 from sidestep.fusion import FusionSettings, Method, choose, fuse
+from sidestep.hub import push_folder
 from sidestep.images import load_image, resize_and_crop, to_image, to_tensor
 from sidestep.inversion import InversionSettings, Inverted, invert, late_grid, sample
 from sidestep.models import BUNDLED, model_folder
+from sidestep.models.index import write_index
 from sidestep.prior import LatentPrior
 from sidestep.tunet import TUNet, load_tunet
 
@@ -79,6 +82,9 @@ class NovelViewPipeline(DiffusionPipeline):
     """
 
     _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012 (diffusers reads a list)
+    # Each network sends the one before it back to memory. The autoencoder runs between the others; last, it has the
+    # most room where it needs it, in decoding.
+    model_cpu_offload_seq = "text_encoder->tunet->unet->vae"
 
     def __init__(
         self, tunet: TUNet, vae: Any, unet: Any, scheduler: Any, text_encoder: Any = None, tokenizer: Any = None
@@ -87,8 +93,8 @@ class NovelViewPipeline(DiffusionPipeline):
         self.register_modules(
             tunet=tunet, vae=vae, unet=unet, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer
         )
-        self.prior = LatentPrior(vae, unet, scheduler, text_encoder, tokenizer)
-        _check_fit(tunet, self.prior)
+        self._made: tuple[tuple[Any, ...], LatentPrior] | None = None
+        _ = self.prior  # refuses parts that do not fit
 
     @classmethod
     def from_pretrained(
@@ -98,6 +104,12 @@ class NovelViewPipeline(DiffusionPipeline):
         prior: str | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
+        torch_dtype: torch.dtype | None = None,
+        variant: str | None = None,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
     ) -> "NovelViewPipeline":
         """Loads a model.
 
@@ -105,14 +117,23 @@ class NovelViewPipeline(DiffusionPipeline):
             model: "bundled" (the small model inside the package), a folder, or a hub id.
             prior: folder or hub id of the latent diffusion model, for a `model` that holds TUNet alone.
             device: where to run; the best device present where None.
-            dtype: precision of the prior's networks; bfloat16 where the processor has it, where None.
+            dtype: precision of the prior's networks; bfloat16 where the processor has it, where None. TUNet's weights
+                stay float32.
+            torch_dtype: another name of `dtype`.
+            variant, revision: of the weights' files ("fp16") and of the hub's repository: `prior`'s where one is
+                given, else `model`'s.
+            cache_dir, local_files_only, token: of the hub, as in diffusers.
 
         Raises:
             SidestepError: if a part is missing or damaged, or TUNet was trained for another prior.
         """
         folder = model_folder(model)
-        loaded = LatentPrior.from_pretrained(model_folder(prior) if prior else folder, device, dtype)
-        tunet = load_tunet(folder)
+        hub: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local_files_only, "token": token}
+        version = {"variant": variant, "revision": revision}
+        loaded = LatentPrior.from_pretrained(
+            model_folder(prior) if prior else folder, device, dtype or torch_dtype, **version, **hub
+        )
+        tunet = load_tunet(folder, **({} if prior else version), **hub)
         trained_for = tunet.config.prior_fingerprint
         if trained_for and trained_for != loaded.fingerprint():
             raise SidestepError(
@@ -121,25 +142,68 @@ class NovelViewPipeline(DiffusionPipeline):
         tunet.to(loaded.vae.device).requires_grad_(False).eval()
         return cls(tunet, loaded.vae, loaded.unet, loaded.scheduler, loaded.text_encoder, loaded.tokenizer)
 
-    def save_pretrained(self, path: str | Path, **kwargs: Any) -> None:
+    def save_pretrained(
+        self,
+        path: str | Path,
+        safe_serialization: bool = True,
+        *,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **hub: Any,
+    ) -> Any:
         """Writes the folder that `from_pretrained` reads, each part whole or not at all; other things in it stay.
 
+        `DiffusionPipeline.from_pretrained(path, trust_remote_code=True)` reads it too.
+
         Args:
-            kwargs: as in `DiffusionPipeline.save_pretrained`.
+            safe_serialization: True; weights are never pickled.
+            variant, max_shard_size: as in `DiffusionPipeline.save_pretrained`.
+            push_to_hub: upload it, with a model card.
+            repo_id: where to; the folder's name where None.
+            hub: `private`, `token`, `commit_message`, `create_pr`, as in `DiffusionPipeline.push_to_hub`.
+
+        Returns:
+            What the hub says to the upload; None without one.
+
+        Raises:
+            SidestepError: if weights are to be pickled.
         """
+        if not safe_serialization:
+            raise SidestepError("weights are written as safetensors only, never pickled; leave safe_serialization out")
         if self.tunet.config.prior_fingerprint:
             # In another precision than they were loaded in, the prior's weights have another fingerprint.
             saved = LatentPrior(self.vae, self.unet, self.scheduler, self.text_encoder, self.tokenizer)
             self.tunet.register_to_config(prior_fingerprint=saved.fingerprint())
+        for part in self.components.values():
+            if isinstance(part, ModelMixin) and "_name_or_path" in part.config:
+                part.register_to_config(_name_or_path="")  # a path on this machine, of no use on another
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
-        if kwargs.get("push_to_hub"):
-            kwargs.setdefault("repo_id", folder.name)
         with TemporaryDirectory(dir=folder, prefix=".saving-") as whole:
-            super().save_pretrained(whole, **kwargs)
-            for part in Path(whole).iterdir():
+            super().save_pretrained(whole, variant=variant, max_shard_size=max_shard_size)
+            write_index(whole)
+            parts = list(Path(whole).iterdir())
+            for part in parts:
                 with atomic_path(folder / part.name) as temporary:
                     part.rename(temporary)
+        if not push_to_hub:
+            return None
+        return push_folder(folder, repo_id or folder.name, [part.name for part in parts], **hub)
+
+    def push_to_hub(self, repo_id: str, **hub: Any) -> Any:
+        """Uploads the model, with a card, to the hub.
+
+        Args:
+            repo_id: "owner/name", or "name" in one's own namespace.
+            hub: what else `save_pretrained` takes.
+
+        Returns:
+            What the hub says to it, huggingface_hub's CommitInfo.
+        """
+        with TemporaryDirectory() as folder:
+            return self.save_pretrained(folder, push_to_hub=True, repo_id=repo_id, **hub)
 
     @torch.no_grad()
     def invert(
@@ -227,10 +291,12 @@ class NovelViewPipeline(DiffusionPipeline):
             fusion: how noise is put back: "variance" (strategy A), "addition" (B), or "auto": both, and for each
                 view the better one by a score that never sees the target. It has not been found to choose better than
                 always A (docs/method.md).
-            prompt: guides the sampling, where the prior has a text encoder.
+            prompt: guides the sampling, and nothing before it, where the prior has a text encoder.
             steps: of sampling. The inversion's are fixed, because TUNet was trained for them.
             seed: of what noise is drawn; A and B as the paper has them draw none.
-            negative_prompt, guidance: of classifier-free guidance; they act only where there is a prompt.
+            negative_prompt: what to guide away from; the empty prompt where None.
+            guidance: how far to guide, of classifier-free guidance; at 1 and less, as in diffusers, the prompt acts
+                but there is no guidance, and no negative prompt.
             settings: the readings that the paper leaves open.
             scale: what to multiply the world's lengths by to put the subject at distance 1 from the source. Where
                 None: from where the cameras' axes meet, if there is a source.
@@ -252,7 +318,7 @@ class NovelViewPipeline(DiffusionPipeline):
         settings = settings or FusionSettings()
         cameras = self._fit_targets(targets, batch_size)
         self.tunet.category_ids([category])
-        prompts = self._encode_prompts(prompt, negative_prompt)
+        prompts = self._encode_prompts(prompt, negative_prompt, guidance)
         methods: tuple[Method, ...] = get_args(Method) if fusion == "auto" else (fusion,)
         grid = settings.sampling_grid(self._inversion, steps)
         count = len(targets)
@@ -296,8 +362,18 @@ class NovelViewPipeline(DiffusionPipeline):
         return views
 
     @property
-    def device(self) -> torch.device:
-        return self.vae.device
+    def prior(self) -> LatentPrior:
+        """The latent diffusion model made of the pipeline's parts, as they are now.
+
+        Raises:
+            SidestepError: if they do not fit each other.
+        """
+        parts = (self.tunet, self.vae, self.unet, self.scheduler, self.text_encoder, self.tokenizer)
+        if self._made is None or any(part is not made for part, made in zip(parts, self._made[0], strict=True)):
+            prior = LatentPrior(*parts[1:])
+            _check_fit(self.tunet, prior)
+            self._made = parts, prior
+        return self._made[1]
 
     @property
     def _inversion(self) -> InversionSettings:
@@ -335,7 +411,7 @@ class NovelViewPipeline(DiffusionPipeline):
 
     def _translate(self, reference: Reference, relative: Camera, category: str | None, batch_size: int) -> Tensor:
         """TUNet's means of the targets, of `_relative`: (B, C, h, w) float32."""
-        device = self.tunet.device
+        device = execution_device(self.tunet)
         targets = relative.to(device, torch.float32)
         source = reference.camera.to("cpu", torch.float64)
         own = source.relative_to(source).to(device, torch.float32)
@@ -382,13 +458,18 @@ class NovelViewPipeline(DiffusionPipeline):
         batches = in_batches(lambda chosen: self.prior.decode(means[chosen] / star).cpu(), len(means), batch_size)
         return [to_image(picture) for pictures in batches for picture in pictures]
 
-    def _encode_prompts(self, prompt: str | None, negative_prompt: str | None) -> tuple[Tensor | None, Tensor | None]:
-        if not prompt:
-            if negative_prompt:
-                raise SidestepError("a negative prompt acts only beside a prompt; give both")
+    def _encode_prompts(
+        self, prompt: str | None, negative_prompt: str | None, guidance: float
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Nothing where there is nothing to guide by, so that sampling takes one pass a step."""
+        if not 0 <= guidance < math.inf:
+            raise SidestepError(f"guidance is {guidance}; it must be 0 or more")
+        if not prompt and not negative_prompt:
             return None, None
+        if negative_prompt and guidance <= 1:
+            warnings.warn(f"the negative prompt does nothing at a guidance of {guidance:g}, only above 1", stacklevel=2)
         negative = self.prior.encode_prompt([negative_prompt]) if negative_prompt else None
-        return self.prior.encode_prompt([prompt]), negative
+        return self.prior.encode_prompt([prompt or ""]), negative
 
 
 def _stage(progress: Progress | None, name: str) -> Callable[[int, int], None] | None:

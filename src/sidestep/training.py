@@ -26,6 +26,7 @@ from sidestep.images import to_image
 from sidestep.latents import LatentStore, StoredScene
 from sidestep.loop import LoopConfig, fit
 from sidestep.models import model_folder
+from sidestep.models.index import write_index
 from sidestep.prior import PARTS, LatentPrior
 from sidestep.tunet import TUNet, load_tunet
 
@@ -102,6 +103,8 @@ def train(config: TrainConfig) -> Path:
         logger.info("%s holds TUNet alone; to use it, name its prior, %s", model, store.prior)
     with atomic_path(model / "tunet") as temporary:
         task.model.half().save_pretrained(temporary)
+    if prior.is_dir():
+        write_index(model)
     return model
 
 

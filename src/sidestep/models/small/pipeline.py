@@ -1,0 +1,3 @@
+from sidestep import NovelViewPipeline
+
+__all__ = ["NovelViewPipeline"]

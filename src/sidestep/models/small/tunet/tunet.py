@@ -1,0 +1,3 @@
+from sidestep import TUNet
+
+__all__ = ["TUNet"]
