@@ -1,7 +1,7 @@
 """`sidestep view`: a photo and where to look from in, views out."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.progress import TaskID
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 Trajectory = Literal["orbit", "dolly", "spiral"]
 READINGS = "Readings that the paper leaves open"
+CAPTION = "{caption}"
 
 
 def view(
@@ -50,8 +51,16 @@ def view(
     ] = "variance",
     coarse: Annotated[bool, typer.Option("--coarse", help="Write the coarse predictions too, as OUT-coarse.")] = False,
     prompt: Annotated[str | None, typer.Option(help="Guides the sampling, where the prior reads text.")] = None,
+    caption: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|MODEL",
+            help="Have BLIP describe the photo: auto for its base model on the hub, or a folder or hub id. The caption "
+            "is the prompt, or goes where --prompt says {caption}.",
+        ),
+    ] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What to guide away from.")] = None,
-    guidance: Annotated[float, typer.Option(help="Strength of the prompt.")] = 3.5,
+    guidance: Annotated[float, typer.Option(help="Strength of the prompts, above 1.")] = 3.5,
     steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 30,
     noise: Annotated[
         Literal["reference", "late", "gaussian"],
@@ -88,6 +97,7 @@ def view(
         check_output(beside)
     if cameras is not None and (trajectory is not None or yaw is not None or pitch is not None):
         raise SidestepError("--cameras says where to look from; leave --trajectory, --yaw and --pitch out")
+    _check_caption(caption, prompt)
     image = load_image(photo)
     if fov is None:
         fov = exif_fov(photo) or DEFAULT_FOV
@@ -101,6 +111,14 @@ def view(
     if targets is None:
         looks_down = pipe.tunet.config.elevation if elevation is None else elevation
         targets = _targets(source, trajectory, yaw, pitch, frames, looks_down)
+    result: dict[str, Any] = {}
+    if caption is not None:
+        from sidestep.captions import BLIP
+        from sidestep.captions import caption as describe
+
+        pipe.prior.check_text()
+        result["caption"] = describe(image, BLIP if caption == "auto" else caption, device)
+        prompt = (prompt or CAPTION).replace(CAPTION, result["caption"])
     with progress_bars() as progress:
         bars: dict[str, TaskID] = {}
 
@@ -129,7 +147,17 @@ def view(
     if beside is not None:
         save_views(beside, views.coarse, views.cameras, fps)
         written.append(str(beside))
-    report({"written": written, "fusion": views.fusion}, as_json)
+    report({"written": written, "fusion": views.fusion, **result}, as_json)
+
+
+def _check_caption(caption: str | None, prompt: str | None) -> None:
+    """Refuses a caption that would not be used, and a prompt that lacks one."""
+    if prompt is None:
+        return
+    if caption is None and CAPTION in prompt:
+        raise SidestepError("--prompt leaves room for a {caption}; add --caption auto")
+    if caption is not None and CAPTION not in prompt:
+        raise SidestepError("--prompt leaves the caption out; write {caption} in it, or leave out --caption")
 
 
 def _targets(
