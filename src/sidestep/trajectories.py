@@ -18,7 +18,6 @@ from sidestep.cameras import Camera
 from sidestep.errors import SidestepError
 
 Easing = Literal["linear", "smooth"]
-Preset = Literal["orbit", "spiral", "dolly", "dolly-zoom"]
 
 _STEEPEST = 89.0
 
@@ -179,38 +178,6 @@ def interpolate(first: Camera, last: Camera, frames: int, *, easing: Easing = "l
     if frames > 1:
         cameras[-1] = last
     return cameras
-
-
-def preset(
-    name: Preset,
-    reference: Camera,
-    frames: int,
-    *,
-    yaw: float | None = None,
-    pitch: float | None = None,
-    elevation: float = 0.0,
-    easing: Easing = "linear",
-) -> list[Camera]:
-    """One of the paths above by its name, with what an app or a command line asks of it.
-
-    Args:
-        yaw: an orbit's, to each side (30 where None), and a spiral's at its widest (20).
-        pitch: an orbit's, all along (0 where None), and a spiral's at its widest (8).
-
-    Raises:
-        SidestepError: if the name is unknown, a dolly is given a yaw or pitch, or as the path does.
-    """
-    if name not in get_args(Preset):
-        raise SidestepError(f"trajectory {name!r} is unknown; use {', '.join(get_args(Preset))}")
-    if name == "orbit":
-        side, height = 30.0 if yaw is None else yaw, pitch or 0.0
-        return orbit(reference, frames, yaw=(-side, side), pitch=(height, height), elevation=elevation, easing=easing)
-    if name == "spiral":
-        yaw, pitch = 20.0 if yaw is None else yaw, 8.0 if pitch is None else pitch
-        return spiral(reference, frames, yaw=yaw, pitch=pitch, elevation=elevation, easing=easing)
-    if yaw is not None or pitch is not None:
-        raise SidestepError("a dolly moves straight towards the subject; leave yaw and pitch out")
-    return (dolly if name == "dolly" else dolly_zoom)(reference, frames, easing=easing)
 
 
 def fractions(frames: int, easing: Easing = "linear") -> list[float]:
