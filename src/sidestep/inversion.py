@@ -133,6 +133,7 @@ def sample(
     negative_embeds: Tensor | None = None,
     guidance: float = 1.0,
     callback: Callable[[int, int], None] | None = None,
+    on_step_end: Callable[[int, int, Tensor], Tensor | None] | None = None,
 ) -> Tensor:
     """Deterministic DDIM sampling along the same grid, from its last entry to its first. Nothing is clipped.
 
@@ -141,9 +142,11 @@ def sample(
         grid: increasing timesteps, two or more; the network is asked at all but the first.
         prompt_embeds, negative_embeds, guidance: see `LatentPrior.predict_noise`.
         callback: called with (steps done, steps in all) after each step.
+        on_step_end: called with (steps done before, timestep asked at, latents) after each step. Sampling goes on from
+            the latents that it returns, or ends where it returns None.
 
     Returns:
-        (B, C, h, w), the latents at grid[0].
+        (B, C, h, w), the latents at grid[0], or where sampling was ended.
 
     Raises:
         SidestepError: if the grid is not increasing, leaves the prior's timesteps, or ends where no signal is left.
@@ -159,6 +162,11 @@ def sample(
         x = mean + math.sqrt(1 - a) * eps
         if callback is not None:
             callback(len(grid) - 1 - k, len(grid) - 1)
+        if on_step_end is not None:
+            changed = on_step_end(len(grid) - 2 - k, grid[k + 1], x)
+            if changed is None:
+                break
+            x = changed
     return x
 
 

@@ -4,12 +4,14 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, get_args
 
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
+from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
@@ -30,6 +32,7 @@ from sidestep.tunet import TUNet, load_tunet
 
 Fusion = Literal["auto", "variance", "addition"]
 Progress = Callable[[str, int, int], None]
+StepEnd = Callable[["NovelViewPipeline", int, int, dict[str, Tensor]], dict[str, Tensor] | None]
 
 DEFAULT_FOV = 45.0
 
@@ -82,6 +85,7 @@ class NovelViewPipeline(DiffusionPipeline):
     """
 
     _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012 (diffusers reads a list)
+    _callback_tensor_inputs = ["latents"]  # noqa: RUF012
     # Each network sends the one before it back to memory. The autoencoder runs between the others; last, it has the
     # most room where it needs it, in decoding.
     model_cpu_offload_seq = "text_encoder->tunet->unet->vae"
@@ -93,6 +97,7 @@ class NovelViewPipeline(DiffusionPipeline):
         self.register_modules(
             tunet=tunet, vae=vae, unet=unet, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer
         )
+        self._interrupt = False
         self._made: tuple[tuple[Any, ...], LatentPrior] | None = None
         _ = self.prior  # refuses parts that do not fit
 
@@ -232,7 +237,9 @@ class NovelViewPipeline(DiffusionPipeline):
         source, image = source.resize_and_crop(size), resize_and_crop(image.convert("RGB"), size)
         latents = self.prior.encode(to_tensor(image)[None])
         settings = self._inversion
-        inverted = invert(self.prior, latents, settings.grid, settings.timestep, progress=_stage(progress, "invert"))
+        show = partial(progress or self._bars(), "invert")
+        inverted = invert(self.prior, latents, settings.grid, settings.timestep, progress=show)
+        self.maybe_free_model_hooks()
         return Reference(image, source, scale, inverted)
 
     @torch.no_grad()
@@ -256,7 +263,9 @@ class NovelViewPipeline(DiffusionPipeline):
         """
         cameras = self._fit_targets(targets, batch_size)
         means = self._translate(reference, self._relative(reference, cameras, scale), category, batch_size)
-        return self._decode_means(means, batch_size)
+        pictures = self._decode_means(means, batch_size)
+        self.maybe_free_model_hooks()
+        return pictures
 
     @torch.no_grad()
     def __call__(
@@ -278,6 +287,9 @@ class NovelViewPipeline(DiffusionPipeline):
         consistency: float = 0.0,
         progress: Progress | None = None,
         on_coarse: Callable[[list[Image.Image]], None] | None = None,
+        generator: torch.Generator | None = None,
+        callback_on_step_end: StepEnd | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> Views:
         """Synthesises the views of `targets`.
 
@@ -303,8 +315,17 @@ class NovelViewPipeline(DiffusionPipeline):
             batch_size: views made together; fewer where memory is too small for so many.
             consistency: for targets that are a path, from 0 to 1: how much of each view's noise is that of the view
                 before it, moved as the camera moved (`sidestep.consistency`). What noise is drawn, all share.
-            progress: called with (stage, steps done, steps in all). What it raises ends the call.
+            progress: called with (stage, steps done, steps in all), in place of diffusers' progress bar. What it raises
+                ends the call.
             on_coarse: called with all coarse views before the first final one is sampled.
+            generator: draws the noise, in place of one made of `seed`.
+            callback_on_step_end: as in diffusers, called with (pipeline, step, timestep, {"latents": ...}) after each
+                step of sampling, for each batch of views anew; latents in the dictionary that it returns take the
+                place of these. Where it sets `pipeline._interrupt`, the batch stays as it is, and no further is made.
+            callback_on_step_end_tensor_inputs: what the dictionary holds: "latents" or nothing.
+
+        Returns:
+            One view a target; fewer where the call was interrupted.
 
         Raises:
             SidestepError: if an argument does not fit the model.
@@ -315,6 +336,9 @@ class NovelViewPipeline(DiffusionPipeline):
             raise SidestepError("an inverted photo has its camera; leave source out, or give it to invert")
         if not 0 <= consistency <= 1:
             raise SidestepError(f"consistency is {consistency}; it must be from 0 to 1")
+        unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
+        if unknown:
+            raise SidestepError(f"callback_on_step_end has no {', '.join(unknown)}; it can have latents")
         settings = settings or FusionSettings()
         cameras = self._fit_targets(targets, batch_size)
         self.tunet.category_ids([category])
@@ -322,6 +346,8 @@ class NovelViewPipeline(DiffusionPipeline):
         methods: tuple[Method, ...] = get_args(Method) if fusion == "auto" else (fusion,)
         grid = settings.sampling_grid(self._inversion, steps)
         count = len(targets)
+        progress = progress or self._bars()
+        self._interrupt = False
 
         if isinstance(photo, Reference):
             reference = photo
@@ -335,31 +361,46 @@ class NovelViewPipeline(DiffusionPipeline):
         if on_coarse is not None:
             on_coarse(coarse)
 
-        drawn = torch.randn(
-            1 if consistency else count, *means.shape[1:], generator=torch.Generator().manual_seed(seed)
-        ).expand_as(means)
+        shape = (1 if consistency else count, *means.shape[1:])
+        generator = generator or torch.Generator().manual_seed(seed)
+        drawn = randn_tensor(shape, generator, means.device).expand_as(means)
         starts = {method: self._fuse(method, means, reference, settings, drawn, batch_size) for method in methods}
         if consistency:
             starts = {method: means + steady(start - means, relative, consistency) for method, start in starts.items()}
+
+        def on_step_end(step: int, timestep: int, latents: Tensor) -> Tensor | None:
+            if callback_on_step_end is not None and not self._interrupt:
+                given = {"latents": latents} if callback_on_step_end_tensor_inputs else {}
+                latents = (callback_on_step_end(self, step, timestep, given) or {}).get("latents", latents)
+            return None if self._interrupt else latents
 
         def synthesise(chosen: slice) -> dict[str, Tensor]:
             named = f"sample {chosen.start + 1}-{chosen.stop} of {count}"
             pictures = {}
             for method, start in starts.items():
-                callback = _stage(progress, f"{named}, {method}")
-                latents = sample(self.prior, start[chosen], grid, *prompts, guidance=guidance, callback=callback)
+                show = partial(progress, f"{named}, {method}")
+                latents = sample(self.prior, start[chosen], grid, *prompts, guidance, show, on_step_end)
                 pictures[method] = self.prior.decode(latents).cpu()
             return pictures
 
-        views = Views([], [cameras[i] for i in range(count)], coarse, [], reference.image, reference.camera)
+        images: list[Image.Image] = []
+        fused: list[str] = []
         for candidates in in_batches(synthesise, count, batch_size):
-            done = len(views.images)
-            batch = coarse[done : done + len(candidates[methods[0]])]
+            batch = coarse[len(images) :][: len(candidates[methods[0]])]
             layout = torch.stack([to_tensor(picture) for picture in batch])
             names = choose(candidates, layout, to_tensor(reference.image)[None])
-            views.images.extend(to_image(candidates[name][i]) for i, name in enumerate(names))
-            views.fusion.extend(names)
-        return views
+            images.extend(to_image(candidates[name][i]) for i, name in enumerate(names))
+            fused.extend(names)
+            if self._interrupt:
+                break
+        self.maybe_free_model_hooks()
+        made = len(images)
+        return Views(images, [cameras[i] for i in range(made)], coarse[:made], fused, reference.image, reference.camera)
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the call was told to end (`_interrupt`)."""
+        return self._interrupt
 
     @property
     def prior(self) -> LatentPrior:
@@ -391,13 +432,27 @@ class NovelViewPipeline(DiffusionPipeline):
             raise SidestepError(f"batch_size is {batch_size}; it must be 1 or more")
         return Camera.stack([camera.resize_and_crop(self.prior.image_size) for camera in targets])
 
-    def _invert_further(self, inverted: Inverted, progress: Progress | None) -> Inverted:
+    def _bars(self) -> Progress:
+        """diffusers' progress bar, one for each stage; `set_progress_bar_config(disable=True)` hides it."""
+        bars: dict[str, Any] = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in bars:
+                bars[stage] = self.progress_bar(total=total)
+                bars[stage].set_description(stage)
+            bars[stage].update(done - bars[stage].n)
+            if done == total:
+                bars[stage].close()
+
+        return show
+
+    def _invert_further(self, inverted: Inverted, progress: Progress) -> Inverted:
         settings = self._inversion
         grid = late_grid(settings.t_star, settings.steps, self.prior.num_train_timesteps, settings.start)
         if len(grid) < 2:
             return inverted
-        callback = _stage(progress, "invert to the end")
-        return invert(self.prior, inverted.latents, grid, settings.timestep, progress=callback)
+        show = partial(progress, "invert to the end")
+        return invert(self.prior, inverted.latents, grid, settings.timestep, progress=show)
 
     def _relative(self, reference: Reference, targets: Camera, scale: float | None) -> Camera:
         """The targets in the reference's frame, with the subject at distance 1; float64, on the CPU."""
@@ -470,12 +525,6 @@ class NovelViewPipeline(DiffusionPipeline):
             warnings.warn(f"the negative prompt does nothing at a guidance of {guidance:g}, only above 1", stacklevel=2)
         negative = self.prior.encode_prompt([negative_prompt]) if negative_prompt else None
         return self.prior.encode_prompt([prompt or ""]), negative
-
-
-def _stage(progress: Progress | None, name: str) -> Callable[[int, int], None] | None:
-    if progress is None:
-        return None
-    return lambda done, total: progress(name, done, total)
 
 
 def _check_fit(tunet: TUNet, prior: LatentPrior) -> None:
