@@ -290,27 +290,6 @@ def test_a_file_name_with_brackets_is_told_as_it_is(
         assert f"error: {name}: no such file" in capsys.readouterr().err
 
 
-def test_a_defect_is_not_hidden(monkeypatch: pytest.MonkeyPatch, photo: Path) -> None:
-    def broken(*arguments: Any, **options: Any) -> None:
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(NovelViewPipeline, "from_pretrained", broken)
-    monkeypatch.setattr(sys, "argv", ["sidestep", "view", str(photo), "--out", str(photo.with_name("out.png"))])
-    with pytest.raises(ZeroDivisionError):
-        main()
-
-
-def test_an_interrupt_ends_quietly(
-    monkeypatch: pytest.MonkeyPatch, photo: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def interrupted(*arguments: Any, **options: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(NovelViewPipeline, "from_pretrained", interrupted)
-    assert view(monkeypatch, photo) == 130
-    assert "Traceback" not in capsys.readouterr().err
-
-
 def test_two_photos_of_one_name_in_a_cameras_file_are_refused(
     monkeypatch: pytest.MonkeyPatch, pipe: FakePipeline, photo: Path
 ) -> None:
