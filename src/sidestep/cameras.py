@@ -108,6 +108,14 @@ class Camera:
         """The leading dimensions; empty for a single camera."""
         return self.world_to_camera.shape[:-2]
 
+    def __repr__(self) -> str:
+        fovs = sorted({f"{fov:.4g}" for fov in self.fov.reshape(-1).tolist()}, key=float)
+        lens = " to ".join(fovs[:1] + fovs[1:][-1:])
+        if self.batch_shape:
+            return f"Camera(batch {tuple(self.batch_shape)}, {self.width}x{self.height}, fov {lens}°)"
+        at, ahead = (", ".join(f"{x + 0.0:.3g}" for x in p.tolist()) for p in (self.centre, self.rotation[2]))
+        return f"Camera({self.width}x{self.height}, fov {lens}°, at ({at}), looking along ({ahead}))"
+
     @property
     def rotation(self) -> Tensor:
         """R, world to camera, (..., 3, 3)."""

@@ -27,6 +27,8 @@ from sidestep.images import load_image, resize_and_crop, to_image, to_tensor
 from sidestep.inversion import InversionSettings, Inverted, invert, late_grid, sample
 from sidestep.models import BUNDLED, model_folder
 from sidestep.models.index import write_index
+from sidestep.notebook import pictures_html, views_html
+from sidestep.outputs import save_views
 from sidestep.prior import LatentPrior
 from sidestep.tunet import TUNet, load_tunet
 
@@ -37,9 +39,9 @@ StepEnd = Callable[["NovelViewPipeline", int, int, dict[str, Tensor]], dict[str,
 DEFAULT_FOV = 45.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Views:
-    """What a pipeline call returns, one entry a target.
+    """What a pipeline call returns, one entry a target. In a notebook it shows its pictures.
 
     Attributes:
         images: the synthesised views.
@@ -57,8 +59,28 @@ class Views:
     source: Image.Image
     source_camera: Camera
 
+    def save(self, path: str | Path, fps: int = 12) -> None:
+        """Writes the views as `sidestep view --out` does.
 
-@dataclass
+        Args:
+            path: a picture (.png, .jpg; several views: a sheet), an animation (.mp4, .gif, .webp), or a folder (no
+                suffix), which holds the views and their cameras for nerfstudio, gsplat and COLMAP.
+            fps: views a second of an animation.
+
+        Raises:
+            SidestepError: if the suffix is another, or the folder holds something else.
+        """
+        save_views(Path(path), self.images, self.cameras, fps)
+
+    def __repr__(self) -> str:
+        sizes = {f"{image.width}x{image.height}" for image in self.images}
+        return f"Views({len(self.images)} of {', '.join(sizes)}, {', '.join(sorted(set(self.fusion)))})"
+
+    def _repr_html_(self) -> str:
+        return views_html(self)
+
+
+@dataclass(repr=False)
 class Reference:
     """A photo inverted once, from which any number of calls may start (`NovelViewPipeline.invert`).
 
@@ -75,6 +97,12 @@ class Reference:
     scale: float | None
     inverted: Inverted
     late: Inverted | None = None
+
+    def __repr__(self) -> str:
+        return f"Reference({self.image.width}x{self.image.height}, latents {tuple(self.inverted.mean.shape)})"
+
+    def _repr_html_(self) -> str:
+        return pictures_html([("photo, inverted", self.image)])
 
 
 class NovelViewPipeline(DiffusionPipeline):
@@ -376,7 +404,7 @@ class NovelViewPipeline(DiffusionPipeline):
 
         def synthesise(chosen: slice) -> dict[str, Tensor]:
             named = f"sample {chosen.start + 1}-{chosen.stop} of {count}"
-            pictures = {}
+            pictures: dict[str, Tensor] = {}
             for method, start in starts.items():
                 show = partial(progress, f"{named}, {method}")
                 latents = sample(self.prior, start[chosen], grid, *prompts, guidance, show, on_step_end)
