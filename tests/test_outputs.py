@@ -60,6 +60,21 @@ def test_a_film_has_every_view_at_its_rate(tmp_path: Path) -> None:
         assert sum(1 for _ in film.decode(video=0)) == 7
 
 
+def test_a_loop_plays_there_and_back_without_a_view_twice_in_a_row(tmp_path: Path) -> None:
+    for count, shown in ((4, [0, 1, 2, 3, 2, 1]), (2, [0, 1]), (1, [0])):
+        save_views(tmp_path / "a.webp", IMAGES[:count], CAMERAS[:count], 10, loop=True)
+        with Image.open(tmp_path / "a.webp") as animation:
+            colours = []
+            for index in range(animation.n_frames):
+                animation.seek(index)
+                pixel = np.array(animation.convert("RGB").getpixel((9, 9)))
+                colours.append(int(np.abs(np.array(COLOURS) - pixel).sum(1).argmin()))
+        assert colours == shown
+    # Of a picture or a capture it changes nothing.
+    save_views(tmp_path / "orbit", IMAGES[:4], CAMERAS[:4], 10, loop=True)
+    assert len(list((tmp_path / "orbit" / "images").iterdir())) == 4
+
+
 def test_a_name_without_a_suffix_is_a_capture(tmp_path: Path) -> None:
     for count in (7, 3):  # the second replaces the first
         save(tmp_path / "orbit", count)

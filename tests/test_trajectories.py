@@ -1,12 +1,13 @@
 import itertools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from sidestep.cameras import Camera, distance_scale
 from sidestep.errors import SidestepError
-from sidestep.trajectories import dolly, interpolate, orbit, spiral, step_aside
+from sidestep.trajectories import dolly, dolly_zoom, interpolate, orbit, spiral, step_aside
 
 
 def turned(*axis_angle: float) -> torch.Tensor:
@@ -154,6 +155,36 @@ def test_dolly_walks_along_the_axis_without_turning() -> None:
         dolly(LEVEL, 3, distance=(1.0, 0.0))
 
 
+@pytest.mark.parametrize("reference", [LEVEL, ANYWHERE])
+def test_dolly_zoom_keeps_the_subjects_size_and_not_the_backgrounds(reference: Camera) -> None:
+    def width(camera: Camera, distance: float) -> float:
+        ends = torch.tensor([[-0.1, 0.0, distance], [0.1, 0.0, distance]])
+        pixels, _ = camera.project(ends @ reference.rotation + reference.centre)
+        return float((pixels[1] - pixels[0]).norm())
+
+    cameras = dolly_zoom(reference, 5, distance=(1.0, 0.5))
+    same_camera(cameras[0], reference)
+    assert float(cameras[-1].fov) > 1.7 * float(reference.fov)
+    for camera in cameras:
+        assert width(camera, 1.0) == pytest.approx(width(reference, 1.0), rel=1e-4)
+    behind = [width(camera, 3.0) for camera in cameras]
+    assert behind == sorted(behind, reverse=True)
+    assert behind[-1] < 0.7 * behind[0]
+
+
+@pytest.mark.parametrize("path", [orbit, spiral, dolly, dolly_zoom], ids=lambda path: path.__name__)
+def test_smooth_takes_the_same_way_with_a_gentle_start_and_stop(path: Callable[..., list[Camera]]) -> None:
+    even, smooth = path(LEVEL, 41), path(LEVEL, 41, easing="smooth")
+    for place in (0, 20, 40):
+        same_camera(even[place], smooth[place])
+    # A quarter of the time is 5/32 of the way, which is a frame of the even path to rounding.
+    torch.testing.assert_close(smooth[10].centre, path(LEVEL, 33)[5].centre, atol=1e-5, rtol=0)
+    first, middle = ((smooth[i + 1].centre - smooth[i].centre).norm() for i in (0, 12))
+    assert first < 0.3 * middle
+    with pytest.raises(SidestepError, match="'bouncy' is unknown; use linear, smooth"):
+        path(LEVEL, 3, easing="bouncy")
+
+
 @pytest.mark.parametrize("turns", [0.5, 1.0, 3.0])
 def test_spiral_closes_at_the_reference_and_stays_within_its_widths(turns: float) -> None:
     cameras = spiral(ANYWHERE, 41, yaw=20.0, pitch=8.0, turns=turns, elevation=15.0)
@@ -215,7 +246,7 @@ def test_interpolation_of_batches() -> None:
 
 @pytest.mark.parametrize("frames", [0, -2])
 def test_a_path_has_at_least_one_frame(frames: int) -> None:
-    for path in (orbit, dolly, spiral):
+    for path in (orbit, dolly, dolly_zoom, spiral):
         with pytest.raises(SidestepError, match="at least 1"):
             path(LEVEL, frames)
     with pytest.raises(SidestepError, match="at least 1"):

@@ -31,18 +31,29 @@ def check_output(path: Path) -> None:
         check_capture_folder(path)
 
 
-def save_views(path: Path, images: Sequence[Image.Image], cameras: Sequence[Camera], fps: int) -> None:
+def is_animation(path: Path) -> bool:
+    """Whether `save_views` writes an animation there."""
+    return path.suffix.lower() in ANIMATIONS
+
+
+def save_views(
+    path: Path, images: Sequence[Image.Image], cameras: Sequence[Camera], fps: int, loop: bool = False
+) -> None:
     """Writes views as one picture (several: a contact sheet), an animation, or a folder with their cameras.
 
-    A folder holds images/, transforms.json and sparse/0, which nerfstudio, gsplat and COLMAP read.
+    A folder holds images/000.png and so on, transforms.json and sparse/0, which nerfstudio, gsplat and COLMAP read.
+
+    Args:
+        fps: views a second of an animation.
+        loop: an animation plays the views forwards and back again, the first and the last once.
 
     Raises:
         SidestepError: as `check_output`, or if the folder is no capture.
     """
     check_output(path)
     suffix = path.suffix.lower()
-    if suffix in ANIMATIONS:
-        save_animation(images, path, fps)
+    if is_animation(path):
+        save_animation([*images, *images[-2:0:-1]] if loop else images, path, fps)
     elif suffix in PICTURES:
         picture = images[0]
         if len(images) > 1:

@@ -1,7 +1,7 @@
 """`sidestep view`: a photo and where to look from in, views out."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 from rich.progress import TaskID
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from sidestep.cameras import Camera
     from sidestep.captures import Frame
 
-Trajectory = Literal["orbit", "dolly", "spiral"]
+Trajectory = Literal["orbit", "spiral", "dolly", "dolly-zoom"]
+Easing = Literal["linear", "smooth"]
 READINGS = "Readings that the paper leaves open"
 CAPTION = "{caption}"
 
@@ -28,8 +29,18 @@ def view(
         float | None, typer.Option(help="Degrees to the right; along an orbit, to each side (default 30).")
     ] = None,
     pitch: Annotated[float | None, typer.Option(help="Degrees up; along a spiral, at most (default 8).")] = None,
-    trajectory: Annotated[Trajectory | None, typer.Option(help="A path of cameras instead of one.")] = None,
+    trajectory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help=f"A path of cameras instead of one: {', '.join(get_args(Trajectory))}, or through the key frames of a "
+            "YAML or JSON file.",
+        ),
+    ] = None,
     frames: Annotated[int, typer.Option(min=2, help="Views along the trajectory.")] = 24,
+    easing: Annotated[
+        Easing, typer.Option(help="How the camera moves along it: evenly, or with a gentle start and stop.")
+    ] = "linear",
     cameras: Annotated[
         Path | None,
         typer.Option(
@@ -79,6 +90,12 @@ def view(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the noise that --noise gaussian draws.")] = 0,
     fps: Annotated[int, typer.Option(min=1, help="Frames a second of an animation.")] = 12,
+    loop: Annotated[
+        bool, typer.Option("--loop", help="Play an animation forwards and back again, so that it repeats smoothly.")
+    ] = False,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Views made together; fewer where memory is too small for so many.")
+    ] = 8,
     model: Annotated[str, typer.Option(help="Model folder or hub id.")] = "bundled",
     prior: Annotated[str | None, typer.Option(help="Prior's folder or hub id, for a model of TUNet alone.")] = None,
     device: Device = None,
@@ -88,10 +105,12 @@ def view(
     from sidestep.cameras import Camera
     from sidestep.fusion import FusionSettings
     from sidestep.images import exif_fov, load_image
-    from sidestep.outputs import check_output, save_views
+    from sidestep.outputs import check_output, is_animation, save_views
     from sidestep.pipeline import DEFAULT_FOV, NovelViewPipeline
 
     check_output(out)
+    if loop and not is_animation(out):
+        raise SidestepError(f"{out}: is not played; leave --loop out, or name an animation")
     beside = out.with_name(f"{out.stem}-coarse{out.suffix}") if coarse else None
     if beside is not None:
         check_output(beside)
@@ -110,7 +129,7 @@ def view(
     pipe = NovelViewPipeline.from_pretrained(model, prior=prior, device=device)
     if targets is None:
         looks_down = pipe.tunet.config.elevation if elevation is None else elevation
-        targets = _targets(source, trajectory, yaw, pitch, frames, looks_down)
+        targets = _targets(source, trajectory, yaw, pitch, frames, looks_down, easing)
     result: dict[str, Any] = {}
     if caption is not None:
         from sidestep.captions import BLIP
@@ -140,12 +159,13 @@ def view(
             guidance=guidance,
             settings=FusionSettings(noise_scale, noise, latent, sample_from),
             scale=scale,
+            batch_size=batch_size,
             progress=show,
         )
-    save_views(out, views.images, views.cameras, fps)
+    save_views(out, views.images, views.cameras, fps, loop)
     written = [str(out)]
     if beside is not None:
-        save_views(beside, views.coarse, views.cameras, fps)
+        save_views(beside, views.coarse, views.cameras, fps, loop)
         written.append(str(beside))
     report({"written": written, "fusion": views.fusion, **result}, as_json)
 
@@ -162,30 +182,43 @@ def _check_caption(caption: str | None, prompt: str | None) -> None:
 
 def _targets(
     source: "Camera",
-    trajectory: Trajectory | None,
+    trajectory: str | None,
     yaw: float | None,
     pitch: float | None,
     frames: int,
     elevation: float,
+    easing: Easing = "linear",
 ) -> "list[Camera]":
-    from sidestep.trajectories import dolly, orbit, spiral, step_aside
+    from sidestep.trajectories import dolly, dolly_zoom, orbit, spiral, step_aside
 
     if trajectory is None:
         return [step_aside(source, yaw or 0.0, pitch or 0.0, elevation=elevation)]
-    if trajectory == "dolly":
-        if yaw is not None or pitch is not None:
-            raise SidestepError("a dolly moves straight towards the subject; leave --yaw and --pitch out")
-        return dolly(source, frames)
+    if trajectory == "orbit":
+        side, height = 30.0 if yaw is None else yaw, pitch or 0.0
+        return orbit(source, frames, yaw=(-side, side), pitch=(height, height), elevation=elevation, easing=easing)
     if trajectory == "spiral":
-        return spiral(
-            source,
-            frames,
-            yaw=20.0 if yaw is None else yaw,
-            pitch=8.0 if pitch is None else pitch,
-            elevation=elevation,
-        )
-    side, height = 30.0 if yaw is None else yaw, pitch or 0.0
-    return orbit(source, frames, yaw=(-side, side), pitch=(height, height), elevation=elevation)
+        widest, highest = 20.0 if yaw is None else yaw, 8.0 if pitch is None else pitch
+        return spiral(source, frames, yaw=widest, pitch=highest, elevation=elevation, easing=easing)
+    if yaw is not None or pitch is not None:
+        raise SidestepError(f"--trajectory {trajectory} says where to look from; leave --yaw and --pitch out")
+    if trajectory == "dolly":
+        return dolly(source, frames, easing=easing)
+    if trajectory == "dolly-zoom":
+        return dolly_zoom(source, frames, easing=easing)
+    return _through_key_frames(Path(trajectory), source, frames, elevation, easing)
+
+
+def _through_key_frames(path: Path, source: "Camera", frames: int, elevation: float, easing: Easing) -> "list[Camera]":
+    from sidestep.keyframes import along, read_key_frames
+
+    if not path.suffix and not path.exists():
+        known = ", ".join(get_args(Trajectory))
+        raise SidestepError(f"trajectory {path} is unknown; use {known}, or name a file of key frames")
+    keys = read_key_frames(path)
+    try:
+        return along(keys, source, frames, elevation=elevation, easing=easing)
+    except SidestepError as error:
+        raise SidestepError(f"{path}: {error}") from None
 
 
 def _targets_from_file(path: Path, photo: Path) -> "tuple[Frame | None, list[Camera]]":
