@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sidestep.cameras import Camera, distance_scale
+from sidestep.cameras import Camera
 from sidestep.captures.lens import Array, Lens
+from sidestep.captures.points import Colours, starting_points
 from sidestep.captures.scene import Scene, make_frame
 from sidestep.errors import SidestepError
 from sidestep.files import atomic_path
@@ -145,16 +146,17 @@ def read_points(path: Path) -> Tensor:
     return tensor[tensor.isfinite().all(dim=1)]
 
 
-def write_colmap(folder: str | Path, cameras: list[Camera], names: list[str]) -> None:
+def write_colmap(
+    folder: str | Path, cameras: list[Camera], names: list[str], points: tuple[Array, Colours] | None = None
+) -> None:
     """Writes cameras as a COLMAP text model: sparse/0/{cameras,images,points3D}.txt.
-
-    There is no reconstruction to take points from, yet splatting programs start from points and gsplat's trainer
-    fails without any: the points written are random ones about the place that the cameras look at, in grey.
 
     Args:
         folder: the scene's folder, where images/ is.
         cameras: one a photo, not batched.
         names: the photos' file names in images/.
+        points: positions (N, 3) and colours (N, 3) uint8; those of `starting_points` where None, because gsplat's
+            trainer fails without any.
 
     Raises:
         SidestepError: if the numbers differ, or a name is empty, doubled or holds a space or newline.
@@ -170,23 +172,12 @@ def write_colmap(folder: str | Path, cameras: list[Camera], names: list[str]) ->
         quaternion = rotation_to_quaternion(camera.rotation.double().cpu().numpy())
         image_lines += [f"{number} {_numbers((*quaternion, *camera.translation.double()))} {number} {name}", ""]
     point_lines = ["# POINT3D_ID X Y Z R G B ERROR TRACK; random points to start from, not measured ones"]
-    for number, point in enumerate(_starting_points(cameras), start=1):
-        point_lines.append(f"{number} {_numbers(point)} 128 128 128 0")
+    positions, colours = points or starting_points(cameras)
+    for number, (point, colour) in enumerate(zip(positions, colours.tolist(), strict=True), start=1):
+        point_lines.append(f"{number} {_numbers(point)} {' '.join(map(str, colour))} 0")
     for stem, lines in (("cameras", camera_lines), ("images", image_lines), ("points3D", point_lines)):
         with atomic_path(model / f"{stem}.txt") as temporary:
             temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _starting_points(cameras: list[Camera], count: int = 1000) -> Array:
-    """(count, 3) random points in a ball about the subject, half its distance in radius; the same at every call."""
-    first = cameras[0].to("cpu", torch.float64)
-    others = Camera.stack([camera.to("cpu", torch.float64).resize(first.width, first.height) for camera in cameras])
-    distance = 1.0 / distance_scale(first, others)
-    rng = np.random.default_rng(0)
-    directions = rng.normal(size=(count, 3))
-    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    offsets = directions * rng.uniform(size=(count, 1)) ** (1 / 3) * distance / 2
-    return np.asarray(first.centre.numpy() + distance * first.rotation[2].numpy() + offsets, dtype=np.float64)
 
 
 def check_names(cameras: list[Camera], names: list[str]) -> None:

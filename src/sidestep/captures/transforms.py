@@ -112,13 +112,16 @@ def read_named_cameras(path: str | Path) -> list[tuple[str, Camera]]:
     return cameras
 
 
-def write_transforms(folder: str | Path, cameras: list[Camera], names: list[str]) -> None:
+def write_transforms(
+    folder: str | Path, cameras: list[Camera], names: list[str], points_file: str | None = None
+) -> None:
     """Writes transforms.json, which nerfstudio and instant-ngp read, for photos in the folder's images/.
 
     Args:
         folder: the scene's folder.
         cameras: one a photo, not batched. Intrinsics that all share are written once, others with each frame.
         names: the photos' file names in images/.
+        points_file: name of a PLY in the folder, with points in the cameras' world.
 
     Raises:
         SidestepError: if the numbers differ, or a name is empty, doubled or holds a space.
@@ -131,8 +134,12 @@ def write_transforms(folder: str | Path, cameras: list[Camera], names: list[str]
         camera_to_world = np.linalg.inv(camera.world_to_camera.double().cpu().numpy()) @ _FLIP
         frame = {"file_path": f"images/{name}", "transform_matrix": camera_to_world.tolist()}
         frames.append(frame if shared else frame | own)
-    common = intrinsics[0] if shared else {}
-    write_json(Path(folder) / "transforms.json", {"camera_model": "PINHOLE", **common, "frames": frames})
+    common: dict[str, Any] = {"camera_model": "PINHOLE"}
+    if shared:
+        common |= intrinsics[0]
+    if points_file is not None:
+        common["ply_file_path"] = points_file
+    write_json(Path(folder) / "transforms.json", {**common, "frames": frames})
 
 
 def transforms_file(path: str | Path) -> Path:

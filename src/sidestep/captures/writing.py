@@ -6,18 +6,30 @@ from PIL import Image
 
 from sidestep.cameras import Camera
 from sidestep.captures.colmap import write_colmap
+from sidestep.captures.points import starting_points, write_ply
 from sidestep.captures.transforms import write_transforms
 from sidestep.errors import SidestepError
 from sidestep.files import atomic_path
 
+# In the order of names it stands second. gsplat keeps every eighth picture from the first on for its evaluation, and
+# the one true picture must not be among those.
+PHOTO = "000_photo.png"
+POINTS = "points.ply"
 
-def write_capture(folder: str | Path, images: list[Image.Image], cameras: list[Camera]) -> None:
-    """Writes images/000.png, ..., transforms.json and a COLMAP text model in sparse/0, all of it or nothing.
+
+def write_capture(
+    folder: str | Path,
+    images: list[Image.Image],
+    cameras: list[Camera],
+    photo: tuple[Image.Image, Camera] | None = None,
+) -> None:
+    """Writes images/000.png, ..., transforms.json, points.ply and a COLMAP text model in sparse/0, all or nothing.
 
     Args:
         folder: the scene's folder; replaced if it is an older capture.
         images: RGB.
         cameras: one an image, of its size, not batched.
+        photo: what the images were made from and its camera in their world, written as images/000_photo.png.
 
     Raises:
         SidestepError: if numbers or sizes differ, or `folder` exists and is no capture.
@@ -25,19 +37,25 @@ def write_capture(folder: str | Path, images: list[Image.Image], cameras: list[C
     folder = Path(folder)
     if not images or len(images) != len(cameras):
         raise SidestepError(f"{folder}: {len(images)} images for {len(cameras)} cameras; give one camera an image")
-    for index, (image, camera) in enumerate(zip(images, cameras, strict=True)):
+    pictures = {f"{index:03d}.png": view for index, view in enumerate(zip(images, cameras, strict=True))}
+    if photo is not None:
+        pictures[PHOTO] = photo
+    for name, (image, camera) in pictures.items():
         if image.size != (camera.width, camera.height):
             raise SidestepError(
-                f"{folder}: image {index} is {image.width}x{image.height}, its camera {camera.width}x{camera.height}"
+                f"{folder}: image {name} is {image.width}x{image.height}, its camera {camera.width}x{camera.height}"
             )
     check_capture_folder(folder)
-    names = [f"{index:03d}.png" for index in range(len(images))]
+    names = sorted(pictures)
+    ordered = [pictures[name][1] for name in names]
+    points = starting_points(ordered, photo or pictures[names[0]])
     with atomic_path(folder) as temporary:
         (temporary / "images").mkdir(parents=True)
-        for image, name in zip(images, names, strict=True):
-            image.convert("RGB").save(temporary / "images" / name)
-        write_transforms(temporary, cameras, names)
-        write_colmap(temporary, cameras, names)
+        for name in names:
+            pictures[name][0].convert("RGB").save(temporary / "images" / name)
+        write_ply(temporary / POINTS, *points)
+        write_transforms(temporary, ordered, names, POINTS)
+        write_colmap(temporary, ordered, names, points)
 
 
 def check_capture_folder(folder: Path) -> None:
