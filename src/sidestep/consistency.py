@@ -1,8 +1,7 @@
-"""Steady noise along a path: each view's noise mixed with that of the views before it, moved as the camera moved.
+"""Steadying a path: each view's mean mixed with those of the views beside it, moved as the camera moved.
 
-Every view of a path is sampled by itself, so detail that the photo does not determine comes out anew in each, and a
-video of them flickers. Here the noise that sampling starts from follows the path instead (ours; the paper makes single
-views).
+TUNet translates the photo to every view by itself, so what it is unsure of may jump from one view to the next. Here
+the means of a whole path are smoothed along it before noise is put back (ours; the paper makes single views).
 """
 
 import torch
@@ -12,45 +11,43 @@ from torch.nn import functional
 from sidestep.cameras import Camera
 
 
-def steady(noise: Tensor, cameras: Camera, strength: float) -> Tensor:
-    """Mixes each view's noise with the one before it.
+def steady(means: Tensor, cameras: Camera, strength: float) -> Tensor:
+    """Mixes each view's mean with the others'.
 
-        n'_0 = n_0        n'_i = (1 - s) n_i + s W_i(n'_{i-1})
+        mean'_i = sum_j w_ij W_ij(mean_j) / sum_j w_ij        w_ij = strength^|i - j|, 0 where view j does not see it
 
-    W_i moves what lies in the earlier view to where the later one sees it (`seen_in`); what it cannot see there keeps
-    its own noise. Each earlier view is moved straight to the later one, by its nearest cells, because noise that is
-    interpolated again and again turns into a blur; and the mixture is scaled to the strength of the view's own noise,
-    which averaging had lowered.
+    W_ij moves what lies in view j to where view i sees it (`seen_in`), by bilinear interpolation. Views before and
+    after count alike, so that nothing lags behind the camera, and each is moved straight to view i, because what is
+    interpolated again and again turns into a blur.
 
     Args:
-        noise: (N, C, h, w), of the views in the path's order.
+        means: (N, C, h, w), of the views in the path's order.
         cameras: N, in a world where the subject is the point (0, 0, 1).
-        strength: s, from 0 (no change) to 1 (all noise is the first view's).
+        strength: from 0 (no change) to 1 (all views of the path count alike).
 
     Returns:
         (N, C, h, w).
     """
-    steadied = noise.clone()
-    for i in range(1, len(noise)):
-        moved, seen = _moved(noise[:i], cameras[:i], cameras[i])
-        # The recursion unrolled: (1 - s) sᵏ for the view k earlier, and what is left for the first.
-        weights = strength ** torch.arange(i, 0, -1, dtype=noise.dtype, device=noise.device)
-        weights[1:] *= 1 - strength
-        weights = weights[:, None, None, None] * seen[:, None]
-        own = 1 - strength
-        total = own + weights.sum(0)
-        mixed = (own * noise[i] + (weights * moved).sum(0)) / total
-        mixed = torch.where(total > 0, mixed, noise[i])
-        steadied[i] = mixed * noise[i].std() / mixed.std()
-    return steadied
+    count, _, rows, cols = means.shape
+    places = torch.arange(count, device=means.device)
+    steadied = []
+    for i in range(count):
+        pixels, seen = seen_in(cameras[i], cameras, rows, cols)
+        grid = (pixels / pixels.new_tensor([cameras.width, cameras.height]) * 2 - 1).to(means)
+        moved = functional.grid_sample(means, grid, padding_mode="border", align_corners=False)
+        moved[i] = means[i]
+        weights = (strength ** (places - i).abs())[:, None, None, None] * seen[:, None].to(means)
+        weights[i] = 1
+        steadied.append((weights * moved).sum(0) / weights.sum(0))
+    return torch.stack(steadied)
 
 
 def seen_in(camera: Camera, others: Camera, rows: int, cols: int) -> tuple[Tensor, Tensor]:
     """Where other cameras see what lies in the cells of a camera's picture.
 
     All is taken to stand on the plane through the subject, the point (0, 0, 1), that is parallel to the camera's
-    picture, so two pictures are related by the homography of that plane. A subject's front and back are off it, and
-    moved too little; no depth is known that could say by how much.
+    picture, so two pictures are related by the homography of that plane. What stands before or behind the plane is
+    moved wrongly, the more the farther the cameras are apart; no depth is known that could say by how much.
 
     Args:
         camera: one.
@@ -69,12 +66,3 @@ def seen_in(camera: Camera, others: Camera, rows: int, cols: int) -> tuple[Tenso
     inside = (pixels >= 0).all(-1) & (pixels <= pixels.new_tensor([others.width, others.height])).all(-1)
     seen = inside & (depth > 0) & (distance > 0)
     return pixels.unflatten(1, (rows, cols)), seen.unflatten(1, (rows, cols))
-
-
-def _moved(noise: Tensor, cameras: Camera, target: Camera) -> tuple[Tensor, Tensor]:
-    """Each view's noise where the target sees it, (N, C, h, w), and where it does, (N, h, w)."""
-    rows, cols = noise.shape[-2:]
-    pixels, seen = seen_in(target, cameras, rows, cols)
-    grid = pixels / pixels.new_tensor([cameras.width, cameras.height]) * 2 - 1
-    moved = functional.grid_sample(noise, grid.to(noise), mode="nearest", padding_mode="border", align_corners=False)
-    return moved, seen.to(noise.device)

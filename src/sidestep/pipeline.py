@@ -64,13 +64,13 @@ class Views:
 
         Args:
             path: a picture (.png, .jpg; several views: a sheet), an animation (.mp4, .gif, .webp), or a folder (no
-                suffix), which holds the views and their cameras for nerfstudio, gsplat and COLMAP.
+                suffix), which holds the views, the photo and their cameras for nerfstudio, gsplat and COLMAP.
             fps: views a second of an animation.
 
         Raises:
             SidestepError: if the suffix is another, or the folder holds something else.
         """
-        save_views(Path(path), self.images, self.cameras, fps)
+        save_views(Path(path), self.images, self.cameras, fps, photo=(self.source, self.source_camera))
 
     def __repr__(self) -> str:
         sizes = {f"{image.width}x{image.height}" for image in self.images}
@@ -341,8 +341,8 @@ class NovelViewPipeline(DiffusionPipeline):
             scale: what to multiply the world's lengths by to put the subject at distance 1 from the source. Where
                 None: from where the cameras' axes meet, if there is a source.
             batch_size: views made together; fewer where memory is too small for so many.
-            consistency: for targets that are a path, from 0 to 1: how much of each view's noise is that of the view
-                before it, moved as the camera moved (`sidestep.consistency`). What noise is drawn, all share.
+            consistency: for targets that are a path, from 0 to 1: above 0 all views share the noise that is drawn, and
+                the next view counts so much in a view's mean (`sidestep.consistency`; its worth is in docs/video.md).
             progress: called with (stage, steps done, steps in all), in place of diffusers' progress bar. What it raises
                 ends the call.
             on_coarse: called with all coarse views before the first final one is sampled.
@@ -385,6 +385,8 @@ class NovelViewPipeline(DiffusionPipeline):
             reference.late = self._invert_further(reference.inverted, progress)
         relative = self._relative(reference, cameras, scale)
         means = self._translate(reference, relative, category, batch_size)
+        if consistency:
+            means = steady(means, relative, consistency)
         coarse = self._decode_means(means, batch_size)
         if on_coarse is not None:
             on_coarse(coarse)
@@ -392,9 +394,6 @@ class NovelViewPipeline(DiffusionPipeline):
         shape = (1 if consistency else count, *means.shape[1:])
         generator = generator or torch.Generator().manual_seed(seed)
         drawn = randn_tensor(shape, generator, means.device).expand_as(means)
-        starts = {method: self._fuse(method, means, reference, settings, drawn, batch_size) for method in methods}
-        if consistency:
-            starts = {method: means + steady(start - means, relative, consistency) for method, start in starts.items()}
 
         def on_step_end(step: int, timestep: int, latents: Tensor) -> Tensor | None:
             if callback_on_step_end is not None and not self._interrupt:
@@ -405,9 +404,10 @@ class NovelViewPipeline(DiffusionPipeline):
         def synthesise(chosen: slice) -> dict[str, Tensor]:
             named = f"sample {chosen.start + 1}-{chosen.stop} of {count}"
             pictures: dict[str, Tensor] = {}
-            for method, start in starts.items():
+            for method in methods:
+                start = self._fuse(method, means[chosen], reference, settings, drawn[chosen])
                 show = partial(progress, f"{named}, {method}")
-                latents = sample(self.prior, start[chosen], grid, *prompts, guidance, show, on_step_end)
+                latents = sample(self.prior, start, grid, *prompts, guidance, show, on_step_end)
                 pictures[method] = self.prior.decode(latents).cpu()
             return pictures
 
@@ -512,29 +512,11 @@ class NovelViewPipeline(DiffusionPipeline):
         return torch.cat(list(in_batches(translate, relative.batch_shape[0], batch_size)))
 
     def _fuse(
-        self,
-        method: Method,
-        means: Tensor,
-        reference: Reference,
-        settings: FusionSettings,
-        drawn: Tensor,
-        batch_size: int,
+        self, method: Method, means: Tensor, reference: Reference, settings: FusionSettings, drawn: Tensor
     ) -> Tensor:
         """The latents that sampling starts from, (B, C, h, w)."""
-
-        def fuse_batch(chosen: slice) -> Tensor:
-            return fuse(
-                self.prior,
-                method,
-                means[chosen],
-                reference.inverted,
-                reference.late,
-                self._inversion.t_star,
-                settings,
-                drawn[chosen],
-            )
-
-        return torch.cat(list(in_batches(fuse_batch, len(means), batch_size)))
+        inverted, late = reference.inverted, reference.late
+        return fuse(self.prior, method, means, inverted, late, self._inversion.t_star, settings, drawn)
 
     def _decode_means(self, means: Tensor, batch_size: int) -> list[Image.Image]:
         star = math.sqrt(self.tunet.config.alpha_star)
