@@ -390,6 +390,15 @@ def test_a_text_encoder_with_weights_missing_is_refused(text_prior, tmp_path):
         load(tmp_path)
 
 
+def test_a_tokenizer_without_its_vocabulary_is_refused(text_prior, tmp_path):
+    text_prior.save_pretrained(tmp_path)
+    for path in (tmp_path / "tokenizer").iterdir():
+        if path.name != "tokenizer_config.json":
+            path.unlink()
+    with pytest.raises(SidestepError, match="tokenizer"):
+        load(tmp_path)
+
+
 def test_a_prior_without_text_refuses_prompts(latents):
     prior = LatentPrior(kl(), unet(), SD)
     with pytest.raises(SidestepError, match=r"no text encoder.*Stable Diffusion 1\.4, 1\.5, 2\.1"):

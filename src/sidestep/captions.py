@@ -64,7 +64,10 @@ def _load(model: str) -> tuple[Any, Any]:
     except Exception as error:  # the tokenizers library raises nothing narrower
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
         raise SidestepError(f"{model}: BLIP cannot be loaded ({reason}); {advice}") from error
+    # Where files or weights are missing, transformers makes up a tokenizer without words and random weights.
     if found["missing_keys"]:
-        # transformers fills them with random numbers, and the caption would be nonsense.
         raise SidestepError(f"{model}: {len(found['missing_keys'])} of BLIP's weights are missing; {advice}")
+    known, spoken = len(processor.tokenizer), blip.config.text_config.vocab_size
+    if 2 * known < spoken:
+        raise SidestepError(f"{model}: the tokenizer knows {known} of BLIP's {spoken} tokens; {advice}")
     return processor, blip.float().eval()

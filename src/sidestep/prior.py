@@ -436,7 +436,11 @@ def _load_text(folder: str, variant: str | None, hub: Mapping[str, Any]) -> tupl
         if found["missing_keys"]:
             # transformers fills them with random numbers, and says so only in its log.
             raise ValueError(f"{len(found['missing_keys'])} of the text encoder's weights are missing")
-        return encoder.float(), transformers.AutoTokenizer.from_pretrained(folder, subfolder="tokenizer", **hub)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, subfolder="tokenizer", **hub)
+        if 2 * len(tokenizer) < config.vocab_size:
+            # Where its files are missing, transformers makes one that knows no word. Padding does not double a size.
+            raise ValueError(f"the tokenizer knows {len(tokenizer)} tokens, the text encoder {config.vocab_size}")
+        return encoder.float(), tokenizer
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise _unreadable(folder, "text_encoder or tokenizer", error) from error
 

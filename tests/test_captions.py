@@ -1,0 +1,322 @@
+"""Captions by a miniature BLIP, and what becomes of them: from `sidestep view --caption` to the picture."""
+
+import json
+import logging
+import os
+import pickle
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from string import ascii_lowercase
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, UNet2DModel
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import sidestep.captions
+import sidestep.devices
+from sidestep.captions import BLIP, BLIP_REVISION, caption
+from sidestep.cli import main
+from sidestep.errors import SidestepError
+from sidestep.pipeline import NovelViewPipeline
+from sidestep.prior import LatentPrior
+from sidestep.tunet import TUNet
+
+transformers = pytest.importorskip("transformers")
+
+# Captions of what no sentence says: letters, which are words of both models' vocabularies.
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+LETTERS = list(ascii_lowercase)
+
+
+@pytest.fixture(autouse=True)
+def _own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What `main` sets for its process must not stay set in that of the other tests; and no half precision."""
+    monkeypatch.setattr(sidestep.devices, "network_dtype", lambda device: torch.float32)
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    level = logging.getLogger("sidestep").level
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    logging.captureWarnings(False)
+    logging.getLogger("sidestep").setLevel(level)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def save_blip(folder: Path) -> Path:
+    """A captioning model of random weights, large enough that a caption depends on the photo."""
+    vocabulary = folder.with_name("vocab.txt")
+    vocabulary.write_text("\n".join([*SPECIAL, *LETTERS]) + "\n")
+    tokenizer = transformers.BertTokenizer(str(vocabulary))
+    words = len(SPECIAL) + len(LETTERS)
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    # As in the real model, the token that starts a caption comes after the tokenizer's last.
+    ends = {"vocab_size": words + 2, "bos_token_id": words, "eos_token_id": 2, "sep_token_id": 3, "pad_token_id": 0}
+    torch.manual_seed(0)
+    blip = transformers.BlipForConditionalGeneration(
+        transformers.BlipConfig(
+            text_config={**size, **ends, "max_position_embeddings": 32, "initializer_range": 1.0},
+            vision_config={**size, "image_size": 32, "patch_size": 8, "initializer_range": 0.5},
+        )
+    )
+    blip.save_pretrained(folder)
+    pixels = transformers.BlipImageProcessor(size={"height": 32, "width": 32})
+    transformers.BlipProcessor(pixels, tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def blip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_blip(tmp_path_factory.mktemp("captioner") / "blip")
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Path:
+    return save_blip(tmp_path / "blip")
+
+
+def pattern(seed: int, width: int = 40) -> Image.Image:
+    noise = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((40, 40)).crop(((40 - width) // 2, 0, (40 + width) // 2, 40))
+
+
+def test_a_caption_is_words_about_the_photo(blip: Path, tmp_path: Path) -> None:
+    captions = [caption(pattern(seed), blip, "cpu") for seed in range(4)]
+    assert len(set(captions)) == 4
+    for told in captions:
+        assert told
+        assert set(told.split()) <= set(LETTERS)
+        assert len(told.split()) <= 20
+    pattern(1).save(tmp_path / "photo.png")
+    assert caption(tmp_path / "photo.png", str(blip)) == captions[1]
+
+
+def test_only_the_square_that_the_pipeline_sees_is_described(blip: Path) -> None:
+    square = pattern(0)
+    for size in ((60, 40), (40, 60)):
+        wide = Image.new("RGB", size, (255, 0, 0))
+        wide.paste(square, ((size[0] - 40) // 2, (size[1] - 40) // 2))
+        assert caption(wide, blip) == caption(square, blip)
+    assert caption(square.convert("L").convert("RGBA"), blip) == caption(square.convert("L"), blip)
+
+
+class Bomb:
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path("exploded"),)
+
+
+def test_weights_in_a_pickle_are_refused_unread(damaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (damaged / "model.safetensors").unlink()
+    (damaged / "pytorch_model.bin").write_bytes(pickle.dumps({"weight": Bomb()}))
+    with pytest.raises(SidestepError, match=r"blip: BLIP cannot be loaded .*model\.safetensors.*hf download"):
+        caption(pattern(0), damaged)
+    assert not Path("exploded").exists()
+
+
+def drop_a_weight(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    del weights["text_decoder.bert.encoder.layer.0.crossattention.self.query.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def answer_questions(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["BlipForQuestionAnswering"]}))
+
+
+def cut_short(folder: Path) -> None:
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+
+
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        (drop_a_weight, "1 of BLIP's weights are missing"),
+        (answer_questions, "BlipForQuestionAnswering"),
+        (cut_short, "BLIP cannot be loaded"),
+        (lambda folder: (folder / "config.json").unlink(), "BLIP cannot be loaded"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "knows 5 of BLIP's 33 tokens"),
+    ],
+    ids=["missing", "questions", "cut", "config", "tokenizer"],
+)
+def test_a_folder_that_is_no_whole_captioner_is_refused(damaged: Path, damage: Any, fault: str) -> None:
+    damage(damaged)
+    with pytest.raises(SidestepError) as error:
+        caption(pattern(0), damaged)
+    told = str(error.value)
+    assert fault in told
+    assert str(damaged) in told
+    assert f"hf download {BLIP} --revision {BLIP_REVISION}" in told
+    assert "\n" not in told
+
+
+def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda *_, **__: pytest.fail("asked the hub"))
+    for name in ("blip", "./models/blip", "/models/blip", "models/my/blip"):
+        with pytest.raises(SidestepError, match=f"{name}: no such folder; .*hf download"):
+            caption(pattern(0), name)
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a download of the default model lies, for a machine without network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / f"models--{BLIP.replace('/', '--')}"
+
+
+def test_the_default_model_is_the_commit_that_has_safetensors(blip: Path, hub_cache: Path) -> None:
+    (hub_cache / "snapshots").mkdir(parents=True)
+    (hub_cache / "refs").mkdir()
+    (hub_cache / "refs" / "main").write_text("0" * 40)
+    (hub_cache / "snapshots" / BLIP_REVISION).symlink_to(blip)
+    assert caption(pattern(0)) == caption(pattern(0), blip)
+
+
+def test_a_hub_that_cannot_be_reached_is_told_with_what_to_do(hub_cache: Path) -> None:
+    with pytest.raises(SidestepError, match=rf"{BLIP}: BLIP cannot be loaded \(.*; `hf download {BLIP} .*folder"):
+        caption(pattern(0))
+
+
+def make_pipe(unet: Any, *text: Any) -> NovelViewPipeline:
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    vae = AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, scaling_factor=0.7, **blocks)
+    vae.decoder.conv_out.weight.data.mul_(3)  # else its pictures are nearly grey
+    tunet = TUNet(
+        sample_size=8, block_out_channels=(16, 32), attention_levels=1, head_dim=8, cross_attention_dim=24,
+        time_embed_dim=24, norm_groups=4, inversion_steps=4,
+    )  # fmt: skip
+    scheduler = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    return NovelViewPipeline(tunet.eval(), vae, unet, scheduler, *text)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline that takes prompts of 24 letters at most."""
+    folder = tmp_path_factory.mktemp("prompts")
+    words = ["<|startoftext|>", "<|endoftext|>", *LETTERS, *(f"{letter}</w>" for letter in LETTERS)]
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 26, "pad_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    config = transformers.CLIPTextConfig(
+        vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=26, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8, block_out_channels=(32, 32), norm_num_groups=8, layers_per_block=1, cross_attention_dim=16,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        attention_head_dim=8,
+    )  # fmt: skip
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(folder)
+    make_pipe(unet, transformers.CLIPTextModel(config), tokenizer).save_pretrained(folder / "model")
+    return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def wordless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline whose prior has no text encoder, as the bundled one."""
+    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (32,)}
+    unet = UNet2DModel(sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, norm_num_groups=8, **blocks)
+    folder = tmp_path_factory.mktemp("wordless")
+    make_pipe(unet).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    pattern(1).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+@pytest.fixture
+def view(photo: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs `sidestep view photo ...`: the picture, or the exit code where there is none."""
+
+    def run(model: Path, *options: Any) -> Any:
+        out = photo.with_name("view.png")
+        command = ["view", photo, "--out", out, "--yaw", "20", "--steps", "3", "--device", "cpu", "--model", model]
+        monkeypatch.setattr(sys, "argv", ["sidestep", *map(str, [*command, *options])])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return np.asarray(Image.open(out), dtype=int) if end.value.code in (0, None) else end.value.code
+
+    return run
+
+
+def same(one: np.ndarray, other: np.ndarray) -> bool:
+    return int(np.abs(one - other).max()) <= 1  # a value on the edge between two levels
+
+
+def test_the_caption_guides_the_view_and_is_reported(
+    view: Any, model: Path, blip: Path, photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strong = ("--guidance", 30)
+    told = caption(photo, blip)
+    captioned = view(model, "--caption", blip, *strong, "--json")
+    assert json.loads(capsys.readouterr().out)["caption"] == told
+    assert same(captioned, view(model, "--prompt", told, *strong))
+    plain = view(model, *strong)
+    assert "caption:" not in capsys.readouterr().out
+    assert not same(captioned, plain)
+
+    edited = view(model, "--caption", blip, "--prompt", "k {caption} k", *strong)
+    assert f"caption: {told}\n" in capsys.readouterr().out
+    assert same(edited, view(model, "--prompt", f"k {told} k", *strong))
+    assert not same(edited, captioned)
+
+    for others in (("--negative-prompt", "j v j", *strong), ("--guidance", 1)):
+        assert not same(captioned, view(model, "--caption", blip, *others))
+
+
+def test_auto_is_the_base_model(view: Any, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(sidestep.captions, "caption", lambda photo, model, device: asked.append(model) or "q q")
+    assert same(view(model, "--caption", "auto"), view(model, "--prompt", "q q"))
+    assert asked == [BLIP]
+
+
+def test_what_a_long_prompt_loses_is_told(
+    view: Any, model: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    view(model, "--prompt", " ".join("q" * 24 + "xyz"))
+    told = capsys.readouterr().err + caplog.text  # pytest may stand between the log and the terminal
+    assert "27 tokens, 24 are read; not read: 'x y z'" in told
+
+
+@pytest.mark.parametrize("words", ["--caption", "--prompt", "--negative-prompt"])
+def test_a_prior_without_text_is_told_before_any_work(
+    view: Any, wordless: Path, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sidestep.captions, "caption", lambda *_: pytest.fail("described the photo"))
+    monkeypatch.setattr(LatentPrior, "encode", lambda *_: pytest.fail("encoded the photo"))
+    assert view(wordless, words, "auto") == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: this prior has no text encoder")
+    assert "Stable Diffusion 1.4, 1.5, 2.1" in told
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        (("--caption", "auto", "--prompt", "a red chair"), "write {caption} in it"),
+        (("--prompt", "{caption}, in red"), "add --caption auto"),
+    ],
+)
+def test_a_caption_and_a_prompt_that_do_not_meet_are_refused(
+    view: Any, options: tuple[str, ...], fault: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(NovelViewPipeline, "from_pretrained", lambda *_, **__: pytest.fail("loaded a model"))
+    assert view(Path("any"), *options) == 1
+    assert fault in capsys.readouterr().err
