@@ -37,15 +37,21 @@ def is_animation(path: Path) -> bool:
 
 
 def save_views(
-    path: Path, images: Sequence[Image.Image], cameras: Sequence[Camera], fps: int, loop: bool = False
+    path: Path,
+    images: Sequence[Image.Image],
+    cameras: Sequence[Camera],
+    fps: int,
+    loop: bool = False,
+    photo: tuple[Image.Image, Camera] | None = None,
 ) -> None:
     """Writes views as one picture (several: a contact sheet), an animation, or a folder with their cameras.
 
-    A folder holds images/000.png and so on, transforms.json and sparse/0, which nerfstudio, gsplat and COLMAP read.
+    A folder is what `write_capture` makes, which nerfstudio, gsplat and COLMAP read.
 
     Args:
         fps: views a second of an animation.
         loop: an animation plays the views forwards and back again, the first and the last once.
+        photo: what the views were made from and its camera in their world; a folder holds it too.
 
     Raises:
         SidestepError: as `check_output`, or if the folder is no capture.
@@ -62,4 +68,4 @@ def save_views(
         with atomic_path(path) as temporary:
             picture.save(temporary, quality=95)
     else:
-        write_capture(path, list(images), list(cameras))
+        write_capture(path, list(images), list(cameras), photo)

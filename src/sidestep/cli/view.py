@@ -162,10 +162,11 @@ def view(
             batch_size=batch_size,
             progress=show,
         )
-    save_views(out, views.images, views.cameras, fps, loop)
+    photo_seen = (views.source, views.source_camera)
+    save_views(out, views.images, views.cameras, fps, loop, photo_seen)
     written = [str(out)]
     if beside is not None:
-        save_views(beside, views.coarse, views.cameras, fps, loop)
+        save_views(beside, views.coarse, views.cameras, fps, loop, photo_seen)
         written.append(str(beside))
     report({"written": written, "fusion": views.fusion, **result}, as_json)
 
