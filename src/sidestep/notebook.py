@@ -1,4 +1,4 @@
-"""How results show themselves in a notebook: small pages of HTML that hold their pictures."""
+"""How results show themselves in a notebook: small pieces of HTML that hold their pictures."""
 
 import base64
 from collections.abc import Sequence
@@ -16,38 +16,43 @@ FEW = 4  # views up to which the coarse ones are shown too
 
 
 def views_html(views: "Views") -> str:
-    """The photo and its views: a few with the coarse view above each, many in a grid of small ones.
+    """The photo and its views: one beside its coarse view, a few with theirs below, many in a grid of small ones.
 
     No colours but the pictures' own and the page's, so that it fits a light page and a dark one.
     """
-    few = len(views.images) <= FEW
-    size = LARGE if few else SMALL
-    columns = [[_figure(views.source, "photo", size)]]
-    for index, (image, coarse, fusion) in enumerate(zip(views.images, views.coarse, views.fusion, strict=True)):
-        name = f"view {index + 1}"
-        rows = [_figure(coarse, f"{name}, coarse", size)] if few else []
-        columns.append([*rows, _figure(image, f"{name}, {fusion}" if few else name, size)])
-    return _row(columns)
+    count = len(views.images)
+    both = len(set(views.fusion)) > 1
+    names = [f"view {i + 1}, {views.fusion[i]}" if both else f"view {i + 1}" for i in range(count)]
+    photo, finals = ("photo", views.source), list(zip(names, views.images, strict=True))
+    if count > FEW:
+        return pictures_html([photo, *finals], size=SMALL)
+    if count == 1:
+        return pictures_html([photo, ("coarse", views.coarse[0]), ("view", views.images[0])], columns=3)
+    coarse = [(f"view {i + 1}, coarse", picture) for i, picture in enumerate(views.coarse)]
+    return pictures_html([photo, *finals, ("", None), *coarse], columns=count + 1)
 
 
-def pictures_html(pictures: Sequence[tuple[str, Image.Image]]) -> str:
-    """Named pictures side by side."""
-    return _row([[_figure(picture, name, LARGE)] for name, picture in pictures])
+def pictures_html(pictures: Sequence[tuple[str, Image.Image | None]], columns: int = 0, size: int = LARGE) -> str:
+    """Named pictures in a grid, as JPEG.
+
+    Args:
+        pictures: None leaves a place empty.
+        columns: that share the page's width; 0: as many as fit.
+        size: pixels, the longer side of a picture at most.
+    """
+    widths = f"repeat({columns},minmax(0,{size}px))" if columns else f"repeat(auto-fill,{size}px)"
+    figures = "".join(_figure(name, picture, size) if picture else "<div></div>" for name, picture in pictures)
+    return f'<div style="display:grid;grid-template-columns:{widths};gap:8px">{figures}</div>'
 
 
-def _row(columns: Sequence[Sequence[str]]) -> str:
-    stacks = "".join(f'<div style="display:grid;gap:8px;align-content:start">{"".join(rows)}</div>' for rows in columns)
-    return f'<div style="display:flex;flex-wrap:wrap;gap:8px">{stacks}</div>'
-
-
-def _figure(picture: Image.Image, name: str, size: int) -> str:
+def _figure(name: str, picture: Image.Image, size: int) -> str:
     small = picture.convert("RGB")
     small.thumbnail((size, size), Image.Resampling.LANCZOS)
     buffer = BytesIO()
     small.save(buffer, "JPEG", quality=85)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     return (
-        f'<figure style="margin:0"><img src="data:image/jpeg;base64,{data}" width="{small.width}" '
-        f'height="{small.height}" alt="{escape(name)}" style="display:block;margin:0">'
-        f'<figcaption style="font-size:12px;opacity:.75">{escape(name)}</figcaption></figure>'
+        f'<figure style="margin:0"><img src="data:image/jpeg;base64,{data}" alt="{escape(name)}" '
+        f'style="display:block;margin:0;width:{small.width}px;max-width:100%;height:auto">'
+        f'<figcaption style="font-size:12px;opacity:.8">{escape(name)}</figcaption></figure>'
     )
