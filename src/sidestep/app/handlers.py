@@ -1,0 +1,243 @@
+"""What the page's controls do: gradio's events in, updates of its components out."""
+
+import html
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from sidestep.app import poses
+from sidestep.app.parts import data_url, told
+from sidestep.app.poses import Pose
+from sidestep.app.session import Cancelled, Coarse, Made, Session, Sessions, Settings, Step, Studio
+from sidestep.cameras import Camera
+from sidestep.errors import SidestepError
+from sidestep.pipeline import DEFAULT_FOV, NovelViewPipeline
+
+logger = logging.getLogger(__name__)
+
+SINGLE = "view"  # the choice beside the paths
+MAKE_VIEW, MAKE_VIDEO = "Make the view", "Make the video"
+FAULT = "Something went wrong; the terminal that runs sidestep app says what."
+
+Updates = tuple[Any, ...]
+
+
+class Handlers:
+    """The events of one page, for all who have it open: what differs between them is in their sessions."""
+
+    def __init__(self, studio: Studio, sessions: Sessions, examples: Sequence[Path]) -> None:
+        self._studio, self._sessions, self._examples = studio, sessions, examples
+
+    def upload(self, path: str, model: str, request: gr.Request) -> Iterator[Updates]:
+        """A dropped photo; the server keeps no other copy than the session's."""
+        try:
+            yield from self._open(Path(path), model, request)
+        finally:
+            Path(path).unlink(missing_ok=True)
+
+    def example(self, model: str, event: gr.EventData, request: gr.Request) -> Iterator[Updates]:
+        yield from self._open(self._examples[int(event.index)], model, request)
+
+    def _open(self, path: Path, model: str, request: gr.Request) -> Iterator[Updates]:
+        """upload, fov, photo, viewport, final, compare, video, download, status"""
+        kept = (gr.skip(),) * 7
+        yield (gr.skip(), *kept, told("Inversion of the photo"))
+        session = self._session(request)
+        try:
+            fov = session.open(path)
+            photo = data_url(session.picture(model))
+        except SidestepError as error:
+            yield (None, *kept, _refused(error))
+            return
+        note = "from the photo's EXIF" if fov else f"not in the photo's EXIF; {DEFAULT_FOV:g} is assumed"
+        yield (
+            None,
+            gr.update(value=round(fov or DEFAULT_FOV, 1), info=f"Degrees across the shorter side, {note}."),
+            photo,
+            gr.update(photo=photo, preview=""),
+            "",
+            gr.update(value=None, visible=False),
+            gr.update(value=None, visible=False),
+            gr.update(value=None, interactive=False),
+            told("Ready. Drag the orange camera to where you want to look from."),
+        )
+
+    def follow(
+        self,
+        pose: Any,
+        fov: float,
+        model: str,
+        category: str,
+        path: str,
+        frames: int,
+        request: gr.Request,
+    ) -> Updates:
+        """coarse, viewport: what the target sees, roughly, and the path to it."""
+        try:
+            where = Pose.read(pose)
+            elevation = self._studio.elevation(model)
+            drawn: dict[str, Any] = {"scene": poses.scene(elevation, fov), "path": []}
+            if (kind := _path(path)) is not None:
+                source = Camera.from_fov(fov, 2, 2)
+                cameras = poses.along(kind, source, where, _whole(frames, "frames"), elevation)
+                drawn["path"] = poses.matrices(cameras, source)
+            session = self._session(request)
+            if not session.has_photo:
+                return "", gr.update(**drawn)
+            preview = data_url(session.coarse(Settings(model, fov, category or None), where))
+        except SidestepError as error:
+            raise _error(error) from None
+        return preview, gr.update(**drawn, preview=preview)
+
+    def choose_path(self, name: str, pose: Any) -> Updates:
+        """viewport, yaw, pitch, distance, frames and fps, make: a path needs a target to reach."""
+        path = _path(name)
+        try:
+            where = Pose.read(pose)
+        except SidestepError:
+            where = Pose()
+        if path is not None and not poses.spans(path, where):
+            where = poses.START[path]
+        numbers = {"yaw": where.yaw, "pitch": where.pitch, "distance": where.distance}
+        label = MAKE_VIEW if path is None else MAKE_VIDEO
+        return numbers, *numbers.values(), gr.update(visible=path is not None), gr.update(value=label)
+
+    def choose_model(self, model: str, request: gr.Request) -> Updates:
+        """category, text settings, photo, viewport"""
+        try:
+            pipe = self._studio.pipe(model)
+            session = self._session(request)
+            photo = data_url(session.picture(model)) if session.has_photo else ""
+        except SidestepError as error:
+            raise _error(error) from None
+        return (
+            gr.update(choices=categories(pipe), value=""),
+            gr.update(visible=reads_text(pipe)),
+            photo,
+            gr.update(photo=photo),
+        )
+
+    def make(
+        self,
+        pose: Any,
+        fov: float,
+        model: str,
+        category: str,
+        path: str,
+        frames: int,
+        fps: int,
+        fusion: Any,
+        steps: int,
+        seed: int,
+        prompt: str,
+        negative_prompt: str,
+        guidance: float,
+        request: gr.Request,
+    ) -> Iterator[Updates]:
+        """status, coarse, final, compare, video, download, cancel"""
+
+        def only(status: dict[str, Any], working: bool) -> Updates:
+            return status, *(gr.skip(),) * 5, gr.update(interactive=working)
+
+        session = self._session(request)
+        try:
+            settings = Settings(
+                model,
+                fov,
+                category or None,
+                fusion,
+                _whole(steps, "steps"),
+                _whole(seed, "seed"),
+                prompt,
+                negative_prompt,
+                guidance,
+            )
+            events = session.make(settings, Pose.read(pose), _path(path), _whole(frames, "frames"), _whole(fps, "fps"))
+            for event in events:
+                if isinstance(event, Step):
+                    yield only(told(event.stage, event.done, event.total), True)
+                elif isinstance(event, Coarse):
+                    yield (
+                        told("Translation", 1, 1),
+                        data_url(event.images[event.shown]),
+                        "",
+                        gr.update(value=None, visible=False),
+                        gr.update(value=None, visible=False),
+                        gr.update(value=None, interactive=False),
+                        gr.update(interactive=True),
+                    )
+                else:
+                    yield self._made(event)
+        except Cancelled:
+            yield only(told("Cancelled."), False)
+        except SidestepError as error:
+            yield only(_refused(error), False)
+        except Exception:
+            logger.exception("a view could not be made")
+            gr.Warning(FAULT)
+            yield only(told(FAULT, tone="bad"), False)
+
+    def _made(self, made: Made) -> Updates:
+        views, index = made.views, made.shown
+        coarse, final = data_url(views.coarse[index]), data_url(views.images[index])
+        count = len(views.images)
+        done = "Done." if count == 1 else f"Done: {count} views."
+        return (
+            told(done),
+            coarse,
+            final,
+            gr.update(value={"coarse": coarse, "final": final}, visible=True),
+            gr.update(value=made.video and str(made.video), visible=made.video is not None),
+            gr.update(value=str(made.archive), interactive=True),
+            gr.update(interactive=False),
+        )
+
+    def cancel(self, request: gr.Request) -> Updates:
+        """status, cancel"""
+        self._session(request).cancel()
+        return told("Cancelled."), gr.update(interactive=False)
+
+    def leave(self, request: gr.Request) -> None:
+        """The page was closed."""
+        self._sessions.end(str(request.session_hash))
+
+    def _session(self, request: gr.Request) -> Session:
+        return self._sessions.of(str(request.session_hash))
+
+
+def categories(pipe: NovelViewPipeline) -> list[tuple[str, str]]:
+    """The choices of a model's categories, that of none first."""
+    return [("not said", ""), *((name, name) for name in pipe.tunet.config.categories)]
+
+
+def reads_text(pipe: NovelViewPipeline) -> bool:
+    """Whether a prompt can guide the model."""
+    return pipe.text_encoder is not None
+
+
+def _path(name: str) -> poses.Path | None:
+    if name == SINGLE:
+        return None
+    for path in poses.PATHS:
+        if path == name:
+            return path
+    raise SidestepError(f"path {name!r} is unknown; use {', '.join(poses.PATHS)}")
+
+
+def _whole(number: float | None, name: str) -> int:
+    if number is None or number != int(number):
+        raise SidestepError(f"{name} must be a whole number, not {number}")
+    return int(number)
+
+
+def _error(error: SidestepError) -> gr.Error:
+    return gr.Error(html.escape(str(error)), title="Not like this", print_exception=False)
+
+
+def _refused(error: SidestepError) -> dict[str, Any]:
+    """Shows a fault where it is seen, and returns it as the status."""
+    gr.Warning(html.escape(str(error)), title="Not like this")
+    return told(str(error), tone="bad")

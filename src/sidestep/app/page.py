@@ -1,0 +1,233 @@
+"""The page: what stands where, and which control calls what."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import gradio as gr
+
+from sidestep.app import parts, poses
+from sidestep.app.handlers import MAKE_VIEW, SINGLE, Handlers, categories, reads_text
+from sidestep.app.poses import Pose
+from sidestep.app.session import MAX_FRAMES, MAX_STEPS, Sessions, Studio
+from sidestep.images import load_image, resize_and_crop
+from sidestep.models import BUNDLED
+from sidestep.pipeline import DEFAULT_FOV, Fusion
+
+PATHS = [("One view", SINGLE), ("Orbit", "orbit"), ("Dolly", "dolly"), ("Spiral", "spiral")]
+
+_HEAD = """
+<header><h1>Sidestep</h1><p>Take one photo, step to the side, look again.</p></header>
+"""
+_HONEST = """
+<p class="honest">The bundled model is small: it turns furniture the right way but blurs it, and knows little else.
+<a href="sidestep/model-card" target="_blank">What it can and cannot do</a></p>
+"""
+_CREDIT = '<p class="credit">Examples rendered from models by Scopia, CC BY 3.0.</p>'
+
+# In the browser alone, so that nobody waits for it.
+_TO_NUMBERS = "(pose) => [pose.yaw, pose.pitch, pose.distance]"
+_TO_POSE = "(yaw, pitch, distance) => [{ yaw, pitch, distance }]"
+
+
+@dataclass(frozen=True)
+class Controls:
+    """What the page's events read and write."""
+
+    upload: gr.File
+    examples: gr.HTML
+    viewport: gr.HTML
+    pose: list[gr.Number]
+    path: gr.Radio
+    film: gr.Row
+    frames: gr.Slider
+    fps: gr.Slider
+    model: gr.Dropdown
+    category: gr.Dropdown
+    fov: gr.Number
+    fusion: gr.Dropdown
+    steps: gr.Number
+    seed: gr.Number
+    text: gr.Group
+    prompts: list[gr.Textbox]
+    guidance: gr.Slider
+    photo: gr.HTML
+    coarse: gr.HTML
+    final: gr.HTML
+    make: gr.Button
+    cancel: gr.Button
+    status: gr.HTML
+    video: gr.Video
+    compare: gr.HTML
+    download: gr.DownloadButton
+
+
+def build_page(studio: Studio, sessions: Sessions, examples: Sequence[Path]) -> gr.Blocks:
+    """
+    Args:
+        studio: its first model is loaded for what the page offers at the start.
+        sessions: where the users' photos and work are.
+        examples: photos to start with.
+    """
+    with gr.Blocks(title="Sidestep", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+        _connect(page, _lay_out(studio, examples), Handlers(studio, sessions, examples))
+    page.queue(max_size=16, default_concurrency_limit=4, api_open=False)
+    return page
+
+
+def _lay_out(studio: Studio, photos: Sequence[Path]) -> Controls:
+    first = studio.models[0]
+    pipe, elevation = studio.pipe(first), studio.elevation(first)
+    start = Pose()
+    thumbnails = [(path.stem, resize_and_crop(load_image(path), 96)) for path in photos]
+    gr.HTML(_HEAD, js_on_load=None, apply_default_css=False)
+    with gr.Row(elem_id="workbench"):
+        with gr.Column(scale=6, min_width=320):
+            with gr.Row(elem_id="start"):
+                upload = gr.File(
+                    label="Photo (JPEG, PNG, WebP)",
+                    show_label=False,
+                    file_types=[".jpg", ".jpeg", ".png", ".webp"],
+                    height=124,
+                    min_width=150,
+                    elem_id="upload",
+                )
+                with gr.Column(min_width=150):
+                    examples = parts.examples(thumbnails)
+                    gr.HTML(_CREDIT, js_on_load=None, apply_default_css=False)
+            viewport = parts.viewport(elevation, DEFAULT_FOV)
+            with gr.Row(elem_id="pose"):
+                yaw = _number("Yaw °", start.yaw, poses.YAW)
+                pitch = _number("Pitch °", start.pitch, poses.PITCH)
+                distance = _number("Distance", start.distance, poses.DISTANCE, step=0.05)
+            path = gr.Radio(PATHS, value=SINGLE, label="Path", elem_id="path")
+            with gr.Row(visible=False) as film:
+                frames = gr.Slider(2, MAX_FRAMES, 24, step=1, label="Frames", min_width=120, elem_id="frames")
+                fps = gr.Slider(1, 60, 12, step=1, label="Frames a second", min_width=120)
+            with gr.Accordion("Settings", open=False, elem_id="settings"):
+                with gr.Row():
+                    model = gr.Dropdown(
+                        studio.models, value=first, label="Model", visible=len(studio.models) > 1, min_width=140
+                    )
+                    category = gr.Dropdown(
+                        categories(pipe), value="", label="Category", info="What the photo shows.", min_width=140
+                    )
+                    fov = _number(
+                        "Field of view °", DEFAULT_FOV, poses.FOV, info="Across the shorter side.", elem_id="fov"
+                    )
+                with gr.Row():
+                    fusion = gr.Dropdown(
+                        list(get_args(Fusion)),
+                        value="variance",
+                        label="Fusion",
+                        info="How noise is put back.",
+                        min_width=140,
+                    )
+                    steps = _number("Steps", 30, (1, MAX_STEPS), info="Of the sampling.", precision=0, elem_id="steps")
+                    seed = _number("Seed", 0, (0, 2**32 - 1), info="Where noise is drawn.", precision=0)
+                with gr.Group(visible=reads_text(pipe)) as text:
+                    prompt = gr.Textbox(label="Prompt")
+                    negative = gr.Textbox(label="Negative prompt", info="Acts beside a prompt.")
+                    guidance = gr.Slider(0, 15, 3.5, step=0.1, label="Guidance")
+        with gr.Column(scale=5, min_width=320):
+            with gr.Row(elem_id="pictures"):
+                photo = parts.figure("Photo", "The photo as the model sees it", "none yet", "photo")
+                coarse = parts.figure(
+                    "Coarse, live", "Coarse view from the target camera", "follows the camera", "coarse", "live"
+                )
+                final = parts.figure("Final", "Final view from the target camera", "made on demand", "final")
+            with gr.Row(elem_id="act"):
+                make = gr.Button(MAKE_VIEW, variant="primary", elem_id="make", scale=3, min_width=140)
+                cancel = gr.Button("Cancel", interactive=False, elem_id="cancel", scale=1, min_width=90)
+            status = parts.status()
+            if BUNDLED in studio.models:
+                gr.HTML(_HONEST, js_on_load=None, apply_default_css=False)
+            video = gr.Video(
+                label="Video",
+                visible=False,
+                autoplay=True,
+                loop=True,
+                interactive=False,
+                buttons=[],
+                elem_id="video",
+            )
+            compare = parts.compare()
+            download = gr.DownloadButton("Download pictures and cameras", interactive=False, elem_id="download")
+
+    return Controls(
+        upload=upload,
+        examples=examples,
+        viewport=viewport,
+        pose=[yaw, pitch, distance],
+        path=path,
+        film=film,
+        frames=frames,
+        fps=fps,
+        model=model,
+        category=category,
+        fov=fov,
+        fusion=fusion,
+        steps=steps,
+        seed=seed,
+        text=text,
+        prompts=[prompt, negative],
+        guidance=guidance,
+        photo=photo,
+        coarse=coarse,
+        final=final,
+        make=make,
+        cancel=cancel,
+        status=status,
+        video=video,
+        compare=compare,
+        download=download,
+    )
+
+
+def _connect(page: gr.Blocks, on: Controls, do: Handlers) -> None:
+    scene = [on.viewport, on.fov, on.model, on.category, on.path, on.frames]
+    opened = [on.upload, on.fov, on.photo, on.viewport, on.final, on.compare, on.video, on.download, on.status]
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    follow: dict[str, Any] = {"fn": do.follow, "inputs": scene, "outputs": [on.coarse, on.viewport], "queue": False}
+    follow |= quiet
+    # What comes while an answer is awaited is asked together, as it is by then.
+    newest: dict[str, Any] = {"trigger_mode": "always_last"}
+
+    on.upload.upload(do.upload, [on.upload, on.model], opened, **quiet).then(**follow)
+    on.examples.click(do.example, [on.model], opened, **quiet).then(**follow)
+
+    on.viewport.input(None, [on.viewport], on.pose, js=_TO_NUMBERS, **quiet, **newest)
+    on.viewport.input(**follow, **newest)
+    numbers = [each.input for each in on.pose]
+    gr.on(numbers, None, on.pose, [on.viewport], js=_TO_POSE, **quiet, **newest).then(**follow)
+    gr.on([on.fov.input, on.category.input, on.frames.release], **follow, **newest)
+    on.path.input(
+        do.choose_path, [on.path, on.viewport], [on.viewport, *on.pose, on.film, on.make], queue=False, **quiet
+    ).then(**follow)
+    on.model.input(do.choose_model, [on.model], [on.category, on.text, on.photo, on.viewport], **quiet).then(**follow)
+
+    made = on.make.click(
+        do.make,
+        [*scene, on.fps, on.fusion, on.steps, on.seed, *on.prompts, on.guidance],
+        [on.status, on.coarse, on.final, on.compare, on.video, on.download, on.cancel],
+        show_progress="minimal",
+        show_progress_on=[on.status],
+        api_visibility="private",
+        concurrency_limit=1,
+        trigger_mode="once",
+    )
+    on.cancel.click(
+        do.cancel,
+        None,
+        [on.status, on.cancel],
+        cancels=[made],
+        queue=False,
+        js="() => document.querySelector('#make').focus()",  # the button that had it is switched off
+        **quiet,
+    )
+    page.unload(do.leave)
+
+
+def _number(label: str, value: float, limits: tuple[float, float], **options: Any) -> gr.Number:
+    return gr.Number(value, label=label, minimum=limits[0], maximum=limits[1], min_width=90, **options)

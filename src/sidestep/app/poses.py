@@ -1,0 +1,115 @@
+"""Where the page's cameras stand: a target as three numbers, the paths made from it, and both as the 3D view's data."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+
+from sidestep.cameras import Camera
+from sidestep.errors import SidestepError
+from sidestep.trajectories import dolly, orbit, spiral, step_aside
+
+Path = Literal["orbit", "dolly", "spiral"]
+PATHS: tuple[Path, ...] = get_args(Path)
+
+YAW = (-90.0, 90.0)
+PITCH = (-60.0, 60.0)
+DISTANCE = (0.4, 2.0)
+FOV = (5.0, 120.0)
+_STEEPEST = 85.0  # degrees above or below the subject; `step_aside` refuses 90
+
+
+@dataclass(frozen=True)
+class Pose:
+    """A target camera that looks at the photo's subject.
+
+    Attributes:
+        yaw: degrees to the right of the photo's camera.
+        pitch: degrees above it.
+        distance: to the subject; the photo's camera is at 1.
+    """
+
+    yaw: float = 20.0
+    pitch: float = 0.0
+    distance: float = 1.0
+
+    @classmethod
+    def read(cls, numbers: Any) -> "Pose":
+        """The pose in what the browser sent.
+
+        Raises:
+            SidestepError: if it is no dictionary of three numbers, or a number is out of its range.
+        """
+        try:
+            pose = cls(float(numbers["yaw"]), float(numbers["pitch"]), float(numbers["distance"]))
+        except (TypeError, KeyError, ValueError):
+            raise SidestepError("the camera needs a yaw, a pitch and a distance; fill in all three") from None
+        for name, value, (low, high) in (
+            ("yaw", pose.yaw, YAW),
+            ("pitch", pose.pitch, PITCH),
+            ("distance", pose.distance, DISTANCE),
+        ):
+            if not low <= value <= high:
+                raise SidestepError(f"{name} {value:g} is out of range; use {low:g} to {high:g}")
+        return pose
+
+
+# Where a path needs the target elsewhere than beside the photo; the same as the command line's defaults.
+START: dict[Path, Pose] = {"orbit": Pose(30.0), "dolly": Pose(0.0, distance=0.7), "spiral": Pose(20.0, 8.0)}
+
+
+def spans(path: Path, pose: Pose) -> bool:
+    """Whether a path to this target moves at all."""
+    return pose.distance != 1 if path == "dolly" else pose.yaw != 0 or (path == "spiral" and pose.pitch != 0)
+
+
+def target(source: Camera, pose: Pose, elevation: float) -> Camera:
+    """The camera at a pose.
+
+    Args:
+        source: the photo's camera, whose subject is at distance 1.
+        elevation: degrees by which it looks down.
+
+    Raises:
+        SidestepError: as `step_aside`.
+    """
+    aside = step_aside(source, pose.yaw, pose.pitch, elevation=elevation)
+    return dolly(aside, 1, distance=(pose.distance, pose.distance))[0]
+
+
+def along(path: Path, source: Camera, pose: Pose, frames: int, elevation: float) -> list[Camera]:
+    """A path that the target spans: an orbit from its mirror image to it, a dolly from the photo straight to its
+    distance, or a spiral as wide as its yaw and pitch.
+
+    Raises:
+        SidestepError: as `step_aside`.
+    """
+    if path == "dolly":
+        return dolly(source, frames, distance=(1.0, pose.distance))
+    if path == "spiral":
+        cameras = spiral(source, frames, yaw=pose.yaw, pitch=pose.pitch, elevation=elevation)
+    else:
+        cameras = orbit(source, frames, yaw=(-pose.yaw, pose.yaw), pitch=(pose.pitch, pose.pitch), elevation=elevation)
+    return [dolly(camera, 1, distance=(pose.distance, pose.distance))[0] for camera in cameras]
+
+
+def shown(path: Path, frames: int) -> int:
+    """Which frame of a path stands for it as a still: the target's, or the first one of a spiral's widest."""
+    return frames // 2 if path == "spiral" else frames - 1
+
+
+def scene(elevation: float, fov: float) -> dict[str, Any]:
+    """What the 3D view needs to place the photo and to keep the target within what `target` takes."""
+    low, high = max(PITCH[0], -_STEEPEST - elevation), min(PITCH[1], _STEEPEST - elevation)
+    limits = {"yaw": YAW, "pitch": (math.ceil(low), math.floor(high)), "distance": DISTANCE}
+    return {"elevation": elevation, "fov": fov, "limits": limits}
+
+
+def matrices(cameras: Sequence[Camera], source: Camera) -> list[list[float]]:
+    """The cameras' poses in the source's frame, camera to world, OpenCV axes, each as 16 numbers row by row."""
+    if not cameras:
+        return []
+    relative = Camera.stack(list(cameras)).relative_to(source).world_to_camera
+    return [[round(x, 6) for x in matrix.flatten().tolist()] for matrix in torch.linalg.inv(relative.double())]

@@ -1,0 +1,126 @@
+"""Serves the page: on which address, with which limits, from which private folder."""
+
+import os
+import socket
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from fastapi.responses import PlainTextResponse
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.staticfiles import StaticFiles
+
+from sidestep.app.session import MAX_BYTES, Sessions, Studio
+from sidestep.errors import SidestepError
+from sidestep.models import BUNDLED, model_folder
+
+LOOPBACK = ("127.0.0.1", "localhost")
+PORT = 7860
+STATIC = Path(__file__).parent / "static"
+
+# What gradio and the scene need, and nothing from anywhere else.
+_POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
+
+
+def serve(studio: Studio, host: str, port: int, ready: Callable[[str], None]) -> None:
+    """Serves the page until the process is told to stop.
+
+    Args:
+        studio: its first model is loaded before the page is there.
+        host: address to listen on; other machines reach the page only where it is not loopback's.
+        port: 0 takes a free one.
+        ready: called with the page's address once it answers.
+
+    Raises:
+        SidestepError: if the first model cannot be loaded, or the address is not to be had.
+    """
+    listening = _listen(host, port)
+    with listening, tempfile.TemporaryDirectory(prefix="sidestep-app-") as folder:
+        app = build_app(studio, Path(folder), host)
+        ready(f"http://{host}:{listening.getsockname()[1]}")
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+def build_app(studio: Studio, folder: Path, host: str = LOOPBACK[0]) -> FastAPI:
+    """The page as an application that any ASGI server runs.
+
+    Args:
+        folder: private; uploads and results go there.
+        host: what it is reached by; loopback's name alone is answered where it is loopback's.
+    """
+    # Gradio reads these when it is imported and when components are made.
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    import gradio as gr
+
+    from sidestep.app.page import build_page
+
+    app = FastAPI(openapi_url=None)
+    app.add_middleware(_Headers)
+    if host in LOOPBACK:
+        # A page elsewhere must not reach this one through a name that it points here.
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK))
+    app.get("/sidestep/model-card")(_model_card)
+    app.mount("/sidestep", StaticFiles(directory=STATIC))
+    page = build_page(studio, Sessions(studio, folder), example_photos())
+    fonts = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
+    return gr.mount_gradio_app(
+        app,
+        page,
+        path="/",
+        server_name=host,
+        footer_links=[],
+        run_history=False,
+        show_error=False,
+        max_file_size=MAX_BYTES,
+        ssr_mode=False,
+        enable_monitoring=False,
+        pwa=False,
+        mcp_server=False,
+        css_paths=[STATIC / "page.css"],
+        theme=gr.themes.Default(
+            primary_hue="teal",
+            neutral_hue="slate",
+            font=fonts,
+            font_mono=["ui-monospace", "monospace"],
+        ),
+    )
+
+
+def example_photos() -> list[Path]:
+    """The photos that come with the package, or with its checkout."""
+    here = Path(__file__).resolve()
+    folders = (here.parent / "examples", here.parents[3] / "examples")
+    return next((found for folder in folders if (found := sorted(folder.glob("*.jpg")))), [])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port))
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise SidestepError(f"{host}:{port} cannot be listened on ({reason}); try another --port, or 0") from None
+
+
+def _model_card() -> PlainTextResponse:
+    return PlainTextResponse((Path(model_folder(BUNDLED)) / "README.md").read_text(encoding="utf-8"))
+
+
+class _Headers:
+    """Adds to each answer what keeps the page to itself."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def with_headers(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                own = [(b"content-security-policy", _POLICY.encode()), (b"referrer-policy", b"no-referrer")]
+                message = {**message, "headers": [*message["headers"], *own]}
+            await send(message)
+
+        await self._app(scope, receive, with_headers)

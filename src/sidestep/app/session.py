@@ -1,0 +1,404 @@
+"""What the server keeps for its users: the models that all share, and each one's photo, work and files."""
+
+import shutil
+import tempfile
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Event, Lock, Thread
+
+from PIL import Image, UnidentifiedImageError
+
+from sidestep.app.poses import Path as CameraPath
+from sidestep.app.poses import Pose, along, shown, target
+from sidestep.app.turns import Turns
+from sidestep.cameras import Camera
+from sidestep.captures.writing import write_capture
+from sidestep.errors import SidestepError
+from sidestep.images import exif_fov, load_image, stored_size
+from sidestep.media import save_animation
+from sidestep.pipeline import Fusion, NovelViewPipeline, Progress, Reference, Views
+
+MAX_BYTES = 20 * 2**20
+MAX_PIXELS = 50_000_000
+MAX_FRAMES = 60
+MAX_STEPS = 100
+MAX_SESSIONS = 32
+REFERENCES = 2  # inverted photos that a session keeps, one a model
+LAST_STEP = 30.0  # seconds that a cancelled step may still take
+FORMATS = ("JPEG", "PNG", "WEBP")  # no format whose reader starts another program
+
+
+class Cancelled(Exception):
+    """The user stopped the work."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a user chose beside the photo and the camera; named as in `NovelViewPipeline.__call__`."""
+
+    model: str
+    fov: float
+    category: str | None = None
+    fusion: Fusion = "variance"
+    steps: int = 30
+    seed: int = 0
+    prompt: str | None = None
+    negative_prompt: str | None = None
+    guidance: float = 3.5
+
+
+@dataclass(frozen=True)
+class Step:
+    """Work went on.
+
+    Attributes:
+        stage: what is being done, as a user would say it.
+        done, total: steps of it.
+    """
+
+    stage: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Coarse:
+    """All coarse views are there, before any final one.
+
+    Attributes:
+        images: one a camera.
+        shown: which of them stands for all.
+    """
+
+    images: list[Image.Image]
+    shown: int
+
+
+@dataclass(frozen=True)
+class Made:
+    """The work is done.
+
+    Attributes:
+        views: as the pipeline returns them.
+        shown: which of them stands for all.
+        archive: a zip with the pictures and their cameras.
+        video: where there are several views.
+    """
+
+    views: Views
+    shown: int
+    archive: Path
+    video: Path | None
+
+
+class Studio:
+    """The models, loaded when they are first asked for, and whose turn it is to use them."""
+
+    def __init__(self, models: Sequence[str], load: Callable[[str], NovelViewPipeline]) -> None:
+        """
+        Args:
+            models: folders or hub ids; the first is the one that a page starts with.
+            load: makes a pipeline of one.
+        """
+        self.models = list(dict.fromkeys(models))
+        self.turns = Turns()
+        self._load = load
+        self._loaded: dict[str, NovelViewPipeline] = {}
+        self._loading = Lock()
+
+    def pipe(self, model: str) -> NovelViewPipeline:
+        """
+        Raises:
+            SidestepError: if the model was not offered, or cannot be loaded.
+        """
+        if model not in self.models:
+            raise SidestepError(f"model {model!r} is not offered here; choose one of {', '.join(self.models)}")
+        with self._loading:
+            if model not in self._loaded:
+                self._loaded[model] = self._load(model)
+            return self._loaded[model]
+
+    def elevation(self, model: str) -> float:
+        """Degrees by which a model's photos are taken to look down."""
+        return float(self.pipe(model).tunet.config.elevation)
+
+
+@dataclass(frozen=True)
+class _Photo:
+    """An open photo and what was inverted of it, by model."""
+
+    path: Path
+    size: tuple[int, int]
+    references: "OrderedDict[str, Reference]" = field(default_factory=OrderedDict)
+
+    def seen_through(self, fov: float, inverted: Reference) -> Reference:
+        """The photo inverted, with the camera of a field of view, on which the latents do not depend."""
+        camera = Camera.from_fov(fov, *self.size)
+        return replace(inverted, camera=camera.resize_and_crop(inverted.image.width))
+
+
+class Session:
+    """One user's photo, what was made of it, and the private folder that all of it lies in."""
+
+    def __init__(self, studio: Studio, folder: Path) -> None:
+        """
+        Args:
+            studio: shared with all others.
+            folder: removed with the session.
+        """
+        self._studio, self._folder = studio, folder
+        self._photo: _Photo | None = None
+        self._count = 0
+        self._cancelled, self._working = Event(), Lock()
+
+    @property
+    def busy(self) -> bool:
+        """Whether views are being made."""
+        return self._working.locked()
+
+    @property
+    def has_photo(self) -> bool:
+        return self._photo is not None
+
+    def open(self, path: Path) -> float | None:
+        """Takes a copy of a photo and forgets the one before.
+
+        Returns:
+            The field of view that its EXIF tells, degrees across the shorter side.
+
+        Raises:
+            SidestepError: if it is too large, or no JPEG, PNG or WebP that can be decoded.
+        """
+        try:
+            if path.stat().st_size > MAX_BYTES:
+                raise SidestepError(f"{path}: larger than {MAX_BYTES // 2**20} MB; shrink it first")
+            _check_format(path)
+            width, height, _ = stored_size(path)
+            if width * height > MAX_PIXELS:
+                raise SidestepError(
+                    f"{path}: {width}x{height} is larger than {MAX_PIXELS // 10**6} megapixels; shrink it first"
+                )
+            size = load_image(path).size
+            fov = exif_fov(path)
+        except SidestepError as error:
+            raise SidestepError(str(error).replace(str(path), path.name)) from None
+        self._count += 1
+        copy = self._folder / f"photo-{self._count}"
+        shutil.copyfile(path, copy)
+        last, self._photo = self._photo, _Photo(copy, size)
+        if last is not None:
+            last.path.unlink(missing_ok=True)
+        return fov
+
+    def picture(self, model: str) -> Image.Image:
+        """The photo as a model sees it; it is inverted first, if it was not yet.
+
+        Raises:
+            SidestepError: if no photo is open.
+        """
+        with self._studio.turns.take():
+            return self._inverted(self._opened_photo(), model).image
+
+    def coarse(self, settings: Settings, pose: Pose) -> Image.Image:
+        """What the target camera sees, roughly, soon.
+
+        Raises:
+            SidestepError: if no photo is open, or a setting does not fit the model.
+        """
+        with self._studio.turns.take():
+            photo = self._opened_photo()
+            reference = photo.seen_through(settings.fov, self._inverted(photo, settings.model))
+            camera = target(reference.camera, pose, self._studio.elevation(settings.model))
+            return self._studio.pipe(settings.model).coarse(reference, [camera], settings.category)[0]
+
+    def make(
+        self, settings: Settings, pose: Pose, path: CameraPath | None = None, frames: int = 24, fps: int = 12
+    ) -> Iterator[Step | Coarse | Made]:
+        """Makes the view from a pose, or those along a path to it, in a thread, and tells how it goes.
+
+        Steps that nobody has asked for yet are left out. Closing the iterator stops the work.
+
+        Raises:
+            Cancelled: after `cancel`.
+            SidestepError: if views are being made already, there is no photo, or a setting does not fit the model.
+        """
+        # After a cancellation, the last step may still be under way.
+        if not self._working.acquire(timeout=LAST_STEP if self._cancelled.is_set() else 0):
+            raise SidestepError("this page is making views already; wait for them, or cancel")
+        self._cancelled.clear()
+        events: SimpleQueue[Step | Coarse | Made | BaseException] = SimpleQueue()
+
+        def work() -> None:
+            end: Made | BaseException
+            try:
+                end = self._make(settings, pose, path, frames, fps, events.put)
+            except BaseException as error:  # told to whoever waits, of whatever kind
+                end = error
+            self._working.release()
+            events.put(end)
+
+        Thread(target=work, daemon=True).start()
+        try:
+            while True:
+                event = events.get()
+                while isinstance(event, Step) and not events.empty():
+                    event = events.get()
+                if isinstance(event, BaseException):
+                    raise event
+                yield event
+                if isinstance(event, Made):
+                    return
+        finally:
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Ends the work at its next step."""
+        self._cancelled.set()
+
+    def close(self) -> None:
+        """Ends the work and removes what the session has on the disk."""
+        self.cancel()
+        self._photo = None
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _opened_photo(self) -> _Photo:
+        if self._photo is None:
+            raise SidestepError("there is no photo yet; drop one on the page, or choose an example")
+        return self._photo
+
+    def _inverted(self, photo: _Photo, model: str, progress: Progress | None = None) -> Reference:
+        """The photo inverted, once for each model; its camera is a stand-in."""
+        if model not in photo.references:
+            lend = progress or (lambda *_: self._studio.turns.lend())
+            photo.references[model] = self._studio.pipe(model).invert(photo.path, progress=lend)
+            while len(photo.references) > REFERENCES:
+                photo.references.popitem(last=False)
+        photo.references.move_to_end(model)
+        return photo.references[model]
+
+    def _make(
+        self,
+        settings: Settings,
+        pose: Pose,
+        path: CameraPath | None,
+        frames: int,
+        fps: int,
+        tell: Callable[[Step | Coarse], None],
+    ) -> Made:
+        if not 1 <= settings.steps <= MAX_STEPS:
+            raise SidestepError(f"{settings.steps} steps of sampling; use 1 to {MAX_STEPS}")
+        if path is not None and not 2 <= frames <= MAX_FRAMES:
+            raise SidestepError(f"a path of {frames} frames; use 2 to {MAX_FRAMES}")
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if self._cancelled.is_set():
+                raise Cancelled
+            tell(Step(_in_words(stage), done, total))
+            self._studio.turns.lend()
+
+        chosen = 0 if path is None else shown(path, frames)
+
+        def on_coarse(images: list[Image.Image]) -> None:
+            tell(Coarse(images, chosen))
+
+        with self._studio.turns.take():
+            pipe = self._studio.pipe(settings.model)
+            elevation = self._studio.elevation(settings.model)
+            photo = self._opened_photo()
+            inverted = self._inverted(photo, settings.model, progress)
+            reference = photo.seen_through(settings.fov, inverted)
+            cameras = (
+                [target(reference.camera, pose, elevation)]
+                if path is None
+                else along(path, reference.camera, pose, frames, elevation)
+            )
+            views = pipe(
+                reference,
+                cameras,
+                category=settings.category,
+                fusion=settings.fusion,
+                prompt=settings.prompt or None,
+                steps=settings.steps,
+                seed=settings.seed,
+                negative_prompt=settings.negative_prompt or None,
+                guidance=settings.guidance,
+                progress=progress,
+                on_coarse=on_coarse,
+            )
+            inverted.late = reference.late
+        return self._write(views, chosen, fps)
+
+    def _write(self, views: Views, chosen: int, fps: int) -> Made:
+        folder = self._folder / "made"
+        shutil.rmtree(folder, ignore_errors=True)
+        cameras = [views.source_camera, *views.cameras]
+        write_capture(folder / "views", [views.source, *views.images], cameras)
+        write_capture(folder / "coarse", [views.source, *views.coarse], cameras)
+        video = None
+        if len(views.images) > 1:
+            video = folder / "video.mp4"
+            save_animation(views.images, video, fps)
+        archive = self._folder / "sidestep-views.zip"
+        with zipfile.ZipFile(archive, "w") as whole:
+            for path in sorted(folder.rglob("*")):
+                whole.write(path, path.relative_to(folder))
+        return Made(views, chosen, archive, video)
+
+
+class Sessions:
+    """All users' sessions by the page's name for them; the longest unused one goes when there are too many."""
+
+    def __init__(self, studio: Studio, folder: Path) -> None:
+        self._studio, self._folder = studio, folder
+        self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self._lock = Lock()
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def of(self, name: str) -> Session:
+        """The session of this name, a new one where there is none."""
+        with self._lock:
+            if name not in self._sessions:
+                # An unguessable folder, because a file is served to whoever knows its path.
+                folder = Path(tempfile.mkdtemp(dir=self._folder, prefix="session-"))
+                self._sessions[name] = Session(self._studio, folder)
+            self._sessions.move_to_end(name)
+            idle = [key for key, session in self._sessions.items() if not session.busy and key != name]
+            gone = [self._sessions.pop(key) for key in idle[: max(0, len(self._sessions) - MAX_SESSIONS)]]
+            session = self._sessions[name]
+        for old in gone:
+            old.close()
+        return session
+
+    def end(self, name: str) -> None:
+        """Closes the session of this name, if there is one."""
+        with self._lock:
+            session = self._sessions.pop(name, None)
+        if session is not None:
+            session.close()
+
+
+def _check_format(path: Path) -> None:
+    try:
+        with Image.open(path, formats=FORMATS):
+            pass
+    except (UnidentifiedImageError, SyntaxError):
+        raise SidestepError(f"{path}: not an image; JPEG, PNG and WebP can be read") from None
+    except Exception:  # what else is wrong with it, `load_image` says
+        pass
+
+
+def _in_words(stage: str) -> str:
+    """The pipeline's name of a stage as the page shows it."""
+    if stage.startswith("sample "):
+        views, _, method = stage.removeprefix("sample ").partition(", ")
+        first, _, rest = views.partition("-")
+        last, _, count = rest.partition(" of ")
+        which = "" if count == "1" else f", view {last} of {count}" if first == last else f", views {views}"
+        return f"Sampling{which} ({method})" if method else f"Sampling{which}"
+    return "Inversion"

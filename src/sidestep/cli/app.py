@@ -1,0 +1,39 @@
+"""`sidestep app`: the page on which a camera is dragged."""
+
+from typing import Annotated
+
+import typer
+
+from sidestep.cli.terminal import Device, stop_spinner
+from sidestep.errors import SidestepError
+
+
+def app(
+    model: Annotated[
+        list[str] | None, typer.Option(help="Model folder or hub id; give it again for a choice of several.")
+    ] = None,
+    prior: Annotated[str | None, typer.Option(help="Prior's folder or hub id, for models of TUNet alone.")] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. Other than loopback's, it lets every machine that reaches it in.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 7860,
+    device: Device = None,
+) -> None:
+    """Open a page to drag a camera round a photo's subject and make views, videos and their cameras."""
+    try:
+        from sidestep.app.server import serve
+    except ModuleNotFoundError as error:
+        raise SidestepError(f"the page needs {error.name}; install it with pip install 'sidestep[app]'") from None
+    from sidestep.app.session import Studio
+    from sidestep.models import BUNDLED
+    from sidestep.pipeline import NovelViewPipeline
+
+    studio = Studio(
+        model or [BUNDLED], lambda name: NovelViewPipeline.from_pretrained(name, prior=prior, device=device)
+    )
+
+    def ready(url: str) -> None:
+        stop_spinner()
+        print(f"Sidestep is at {url} (Ctrl-C stops it)", flush=True)
+
+    serve(studio, host, port, ready)
