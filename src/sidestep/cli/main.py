@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from sidestep.cli.app import app as page
 from sidestep.cli.capture import inspect as inspect_captures
 from sidestep.cli.evaluate import evaluate
 from sidestep.cli.terminal import Debug, Json, Manners, Quiet, console, manners, set_up, spinner
@@ -114,6 +115,11 @@ app.command(
         "sidestep view chair.jpg --cameras transforms.json --out capture",
     ),
 )(mannered(view))
+app.command(
+    name="app",
+    rich_help_panel=VIEWS,
+    epilog=_examples("sidestep app", "sidestep app --model bundled --model runs/small/model --port 8000"),
+)(mannered(page))
 app.command(rich_help_panel=MODELS, epilog=_examples("sidestep encode captures --prior bundled --out latents"))(
     mannered(encode, RESUME)
 )
