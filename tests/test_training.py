@@ -350,6 +350,7 @@ def test_the_finished_folder_is_a_pipelines(config: TrainConfig, root: Path) -> 
     assert told.elevation == pytest.approx(15, abs=0.5)
     views = pipe(Image.open(root / "a-00.png"), orbit(CAMERA, 2), category="chair", steps=2)
     assert [image.size for image in views.images] == [(16, 16)] * 2
+    assert json.loads((model / "model_index.json").read_text())["vae"] == ["diffusers", "AutoencoderKL"]
     assert all(tensor.dtype == torch.float16 for tensor in weights(model).values())
 
 

@@ -1,0 +1,35 @@
+"""What several test files need: a whole pipeline of miniature networks."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from sidestep.pipeline import NovelViewPipeline
+
+
+@pytest.fixture(scope="session")
+def make_tiny_pipeline() -> "Callable[..., NovelViewPipeline]":
+    """Makes a pipeline with random weights, for pictures of 16x16, inverted in 4 steps; options are TUNet's."""
+    import torch
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
+
+    from sidestep import NovelViewPipeline, TUNet
+
+    def make(seed: int = 0, **options: Any) -> NovelViewPipeline:
+        torch.manual_seed(seed)
+        sides = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+        vae = AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, **sides)
+        vae.decoder.conv_out.weight.data.mul_(3)  # else its pictures are nearly grey
+        blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (32,)}
+        unet = UNet2DModel(
+            sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, norm_num_groups=8, **blocks
+        )
+        small = {"sample_size": 8, "block_out_channels": (16, 32), "attention_levels": 1, "head_dim": 8}
+        small |= {"cross_attention_dim": 24, "time_embed_dim": 24, "norm_groups": 4, "inversion_steps": 4}
+        tunet = TUNet(**{**small, **options}).eval()
+        scheduler = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+        return NovelViewPipeline(tunet, vae, unet, scheduler)
+
+    return make
