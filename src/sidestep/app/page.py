@@ -105,6 +105,19 @@ def _lay_out(studio: Studio, photos: Sequence[Path]) -> Controls:
             with gr.Row(visible=False) as film:
                 frames = gr.Slider(2, MAX_FRAMES, 24, step=1, label="Frames", min_width=120, elem_id="frames")
                 fps = gr.Slider(1, 60, 12, step=1, label="Frames a second", min_width=120)
+        with gr.Column(scale=5, min_width=320):
+            with gr.Row(elem_id="pictures"):
+                photo = parts.figure("Photo", "The photo as the model sees it", "none yet", "photo")
+                coarse = parts.figure(
+                    "Coarse, live", "Coarse view from the target camera", "follows the camera", "coarse", "live"
+                )
+                final = parts.figure("Final", "Final view from the target camera", "made on demand", "final")
+            with gr.Row(elem_id="act"):
+                make = gr.Button(MAKE_VIEW, variant="primary", elem_id="make", scale=3, min_width=140)
+                cancel = gr.Button("Cancel", interactive=False, elem_id="cancel", scale=1, min_width=90)
+            status = parts.status()
+            if BUNDLED in studio.models:
+                gr.HTML(_HONEST, js_on_load=None, apply_default_css=False)
             with gr.Accordion("Settings", open=False, elem_id="settings"):
                 with gr.Row():
                     model = gr.Dropdown(
@@ -130,19 +143,6 @@ def _lay_out(studio: Studio, photos: Sequence[Path]) -> Controls:
                     prompt = gr.Textbox(label="Prompt")
                     negative = gr.Textbox(label="Negative prompt", info="Acts beside a prompt.")
                     guidance = gr.Slider(0, 15, 3.5, step=0.1, label="Guidance")
-        with gr.Column(scale=5, min_width=320):
-            with gr.Row(elem_id="pictures"):
-                photo = parts.figure("Photo", "The photo as the model sees it", "none yet", "photo")
-                coarse = parts.figure(
-                    "Coarse, live", "Coarse view from the target camera", "follows the camera", "coarse", "live"
-                )
-                final = parts.figure("Final", "Final view from the target camera", "made on demand", "final")
-            with gr.Row(elem_id="act"):
-                make = gr.Button(MAKE_VIEW, variant="primary", elem_id="make", scale=3, min_width=140)
-                cancel = gr.Button("Cancel", interactive=False, elem_id="cancel", scale=1, min_width=90)
-            status = parts.status()
-            if BUNDLED in studio.models:
-                gr.HTML(_HONEST, js_on_load=None, apply_default_css=False)
             video = gr.Video(
                 label="Video",
                 visible=False,

@@ -96,8 +96,8 @@ def along(path: Path, source: Camera, pose: Pose, frames: int, elevation: float)
 
 
 def shown(path: Path, frames: int) -> int:
-    """Which frame of a path stands for it as a still: the target's, or the first one of a spiral's widest."""
-    return frames // 2 if path == "spiral" else frames - 1
+    """Which frame of a path stands for it as a still: the one at the target, and of a spiral one far to its side."""
+    return round(0.3 * (frames - 1)) if path == "spiral" else frames - 1
 
 
 def scene(elevation: float, fov: float) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import * as THREE from "./three/three.module.min.js";
 
 const RAD = Math.PI / 180;
 const DISTANCE_STEP = 0.05;
+const PATH_CAMERAS = 12; // drawn of a path; its line goes through all
 const REACH = { mouse: 48, pen: 56, touch: 72 }; // pixels from the camera within which it is grabbed
 
 const COLOURS = {
@@ -126,13 +127,14 @@ export class Viewport extends HTMLElement {
   /** Cameras along the path, each 16 numbers row by row: camera to world in the photo camera's frame. */
   set path(matrices) {
     this.#clear(this.path3d);
-    const centres = [];
-    for (const numbers of matrices ?? []) {
+    const all = matrices ?? [];
+    const centres = all.map((numbers) => new THREE.Vector3(numbers[3], numbers[7], numbers[11]));
+    const stride = Math.ceil(all.length / PATH_CAMERAS);
+    for (const numbers of all.filter((_, i) => (all.length - 1 - i) % stride === 0)) {
       const small = this.#wires(0.09, this.pathLine);
       small.matrixAutoUpdate = false;
       small.matrix.set(...numbers);
       this.path3d.add(small);
-      centres.push(new THREE.Vector3(numbers[3], numbers[7], numbers[11]));
     }
     if (centres.length > 1) {
       this.path3d.add(new THREE.Line(new THREE.BufferGeometry().setFromPoints(centres), this.pathLine));

@@ -1,0 +1,243 @@
+"""A user's photo, work and files, with a miniature model and without a page."""
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sidestep.app import session as module
+from sidestep.app.poses import Pose, target
+from sidestep.app.session import Cancelled, Coarse, Made, Session, Sessions, Settings, Step, Studio
+from sidestep.cameras import Camera
+from sidestep.captures import read_captures
+from sidestep.errors import SidestepError
+from sidestep.pipeline import NovelViewPipeline
+
+SETTINGS = Settings("tiny", 45.0, steps=3)
+
+
+@pytest.fixture
+def session(studio: Studio, tmp_path: Path) -> Iterator[Session]:
+    folder = tmp_path / "session"
+    folder.mkdir()
+    session = Session(studio, folder)
+    yield session
+    session.close()
+
+
+def differ(one: Image.Image, other: Image.Image) -> bool:
+    return bool(np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).max() > 1)
+
+
+def finish(session: Session, **options: object) -> Made:
+    *_, made = session.make(SETTINGS, Pose(), **options)  # type: ignore[arg-type]
+    assert isinstance(made, Made)
+    return made
+
+
+def test_the_coarse_view_follows_the_camera_and_the_photo(session: Session, photo: Path, other_photo: Path) -> None:
+    session.open(photo)
+    first = session.coarse(SETTINGS, Pose(20))
+    assert first.size == (16, 16)
+    assert differ(first, session.coarse(SETTINGS, Pose(-40, 10)))
+    assert not differ(first, session.coarse(SETTINGS, Pose(20)))
+    session.open(other_photo)
+    assert differ(first, session.coarse(SETTINGS, Pose(20)))
+
+
+def test_a_photo_is_inverted_once(
+    session: Session, photo: Path, tiny: NovelViewPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    invert = tiny.invert
+    monkeypatch.setattr(tiny, "invert", lambda *a, **k: calls.append(a) or invert(*a, **k))
+    session.open(photo)
+    session.picture("tiny")
+    for yaw in (0, 10, 20):
+        session.coarse(SETTINGS, Pose(yaw))
+    session.coarse(Settings("tiny", 60.0), Pose())
+    finish(session)
+    assert len(calls) == 1
+
+
+def test_the_field_of_view_changes_the_view_and_its_camera(session: Session, photo: Path) -> None:
+    told = session.open(photo)
+    assert told == pytest.approx(2 * np.degrees(np.arctan(16 / np.hypot(24, 16) * 43.2666 / 72)), abs=0.01)
+    wide, narrow = (session.coarse(Settings("tiny", fov), Pose()) for fov in (80.0, 20.0))
+    assert differ(wide, narrow)
+    *_, made = session.make(Settings("tiny", 80.0, steps=2), Pose())
+    assert isinstance(made, Made)
+    assert float(made.views.cameras[0].fov) == pytest.approx(80, abs=0.1)
+
+
+def test_work_tells_its_stages_and_shows_the_coarse_view_first(session: Session, photo: Path) -> None:
+    session.open(photo)
+    events = list(session.make(SETTINGS, Pose()))
+    kinds = [type(event) for event in events]
+    assert kinds.index(Coarse) < kinds.index(Made) == len(kinds) - 1
+    stages = [event.stage for event in events if isinstance(event, Step)]
+    assert any(stage.startswith("Sampling") for stage in stages)
+    coarse = next(event for event in events if isinstance(event, Coarse))
+    assert not differ(coarse.images[0], session.coarse(SETTINGS, Pose()))
+    made = events[-1]
+    assert isinstance(made, Made)
+    assert made.video is None
+    assert differ(made.views.images[0], coarse.images[0])
+
+
+def test_the_archive_holds_the_pictures_with_their_cameras(session: Session, photo: Path, tmp_path: Path) -> None:
+    session.open(photo)
+    made = finish(session, path="orbit", frames=3, fps=5)
+    assert made.shown == 2
+    with zipfile.ZipFile(made.archive) as archive:
+        archive.extractall(tmp_path / "out")
+    assert (tmp_path / "out/video.mp4").stat().st_size > 0
+    scenes = {scene.name: scene for scene in read_captures(tmp_path / "out")}
+    assert set(scenes) == {"coarse", "views"}
+    assert [len(scene.frames) for scene in scenes.values()] == [4, 4]  # the photo first
+    expected = target(Camera.from_fov(45, 16, 16), Pose(), 20)
+    assert torch.allclose(scenes["views"].frames[3].camera.world_to_camera, expected.world_to_camera, atol=1e-4)
+    last = scenes["views"].frames[3].load()
+    assert not differ(last, made.views.images[2])
+    assert made.video is not None
+
+
+def test_cancelling_ends_the_work_and_the_next_work_goes_on(session: Session, photo: Path) -> None:
+    session.open(photo)
+    work = session.make(Settings("tiny", 45.0, steps=100), Pose())
+    next(work)
+    session.cancel()
+    with pytest.raises(Cancelled):
+        list(work)
+    assert finish(session).views.images
+
+
+def test_closing_the_iterator_stops_the_work(session: Session, photo: Path) -> None:
+    session.open(photo)
+    work = session.make(Settings("tiny", 45.0, steps=100), Pose(), "orbit", frames=60)
+    next(work)
+    work.close()
+    finish(session)  # waits for the last step of it
+    assert not session.busy
+
+
+def test_a_page_makes_one_thing_at_a_time(session: Session, photo: Path) -> None:
+    session.open(photo)
+    work = session.make(Settings("tiny", 45.0, steps=100), Pose(), "orbit", frames=60)
+    next(work)
+    with pytest.raises(SidestepError, match="already"):
+        next(session.make(SETTINGS, Pose()))
+    work.close()
+
+
+def test_a_drag_is_answered_while_long_work_goes_on(studio: Studio, photo: Path, tmp_path: Path) -> None:
+    busy, dragging = (Sessions(studio, tmp_path).of(name) for name in ("one", "two"))
+    for session in (busy, dragging):
+        session.open(photo)
+    work = busy.make(Settings("tiny", 45.0, steps=100), Pose(), "orbit", frames=60)
+    next(work)
+    dragging.coarse(SETTINGS, Pose())
+    assert busy.busy
+    work.close()
+
+
+def test_without_a_photo_there_is_a_hint(session: Session) -> None:
+    with pytest.raises(SidestepError, match="drop one"):
+        session.coarse(SETTINGS, Pose())
+    with pytest.raises(SidestepError, match="drop one"):
+        list(session.make(SETTINGS, Pose()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "fault"),
+    [
+        (Settings("other", 45.0), {}, "other"),
+        (Settings("tiny", 45.0, steps=0), {}, "steps"),
+        (Settings("tiny", 45.0, category="spoon"), {}, "spoon"),
+        (Settings("tiny", 45.0, prompt="a red chair"), {}, "text"),
+        (Settings("tiny", 200.0), {}, "field of view"),
+        (SETTINGS, {"path": "orbit", "frames": 1000}, "1000 frames"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(
+    session: Session, photo: Path, settings: Settings, options: dict[str, object], fault: str
+) -> None:
+    session.open(photo)
+    with pytest.raises(SidestepError, match=fault):
+        list(session.make(settings, Pose(), **options))  # type: ignore[arg-type]
+    assert finish(session)  # and nothing stays locked
+
+
+def test_files_that_are_no_photo_are_refused_by_their_name_alone(session: Session, tmp_path: Path) -> None:
+    text = tmp_path / "chair.png"
+    text.write_text("no picture at all")
+    with pytest.raises(SidestepError, match=r"^chair\.png: not an image"):
+        session.open(text)
+    cut = tmp_path / "cut.png"
+    Image.effect_noise((64, 64), 80).save(cut)
+    cut.write_bytes(cut.read_bytes()[:2000])
+    with pytest.raises(SidestepError, match=r"^cut\.png: "):
+        session.open(cut)
+    gif = tmp_path / "picture.png"
+    Image.new("RGB", (8, 8)).save(gif, format="GIF")
+    with pytest.raises(SidestepError, match=r"^picture\.png: not an image"):
+        session.open(gif)
+    assert not session.has_photo
+    assert not list((tmp_path / "session").iterdir())
+
+
+def test_photos_beyond_the_limits_are_refused(session: Session, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_PIXELS", 24 * 16 - 1)
+    with pytest.raises(SidestepError, match="megapixels"):
+        session.open(photo)
+    monkeypatch.setattr(module, "MAX_BYTES", photo.stat().st_size - 1)
+    with pytest.raises(SidestepError, match="MB"):
+        session.open(photo)
+
+
+def test_users_do_not_see_each_other(studio: Studio, photo: Path, other_photo: Path, tmp_path: Path) -> None:
+    sessions = Sessions(studio, tmp_path)
+    sessions.of("one").open(photo)
+    sessions.of("two").open(other_photo)
+    assert differ(sessions.of("one").picture("tiny"), sessions.of("two").picture("tiny"))
+    assert not sessions.of("three").has_photo
+
+
+def test_a_session_leaves_no_files(studio: Studio, photo: Path, tmp_path: Path) -> None:
+    root = tmp_path / "all"
+    root.mkdir()
+    sessions = Sessions(studio, root)
+    sessions.of("one").open(photo)
+    finish(sessions.of("one"))
+    assert list(root.rglob("*.zip"))
+    sessions.end("one")
+    sessions.end("one")
+    assert not list(root.iterdir())
+
+
+def test_there_are_not_more_sessions_than_agreed(
+    studio: Studio, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_SESSIONS", 2)
+    root = tmp_path / "all"
+    root.mkdir()
+    sessions = Sessions(studio, root)
+    for name in ("one", "two"):
+        sessions.of(name).open(photo)
+    sessions.of("one")
+    sessions.of("three")
+    assert len(sessions) == len(list(root.iterdir())) == 2
+    assert sessions.of("one").has_photo
+
+
+def test_models_are_loaded_once_and_when_asked_for(tiny: NovelViewPipeline) -> None:
+    loaded: list[str] = []
+    studio = Studio(["a", "b", "a"], lambda name: loaded.append(name) or tiny)  # type: ignore[func-returns-value]
+    assert studio.models == ["a", "b"]
+    studio.pipe("b")
+    studio.pipe("b")
+    assert loaded == ["b"]
