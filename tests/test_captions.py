@@ -78,7 +78,7 @@ def blip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def damaged(tmp_path: Path) -> Path:
+def own_blip(tmp_path: Path) -> Path:
     return save_blip(tmp_path / "blip")
 
 
@@ -112,12 +112,14 @@ class Bomb:
         return Path.touch, (Path("exploded"),)
 
 
-def test_weights_in_a_pickle_are_refused_unread(damaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_in_a_pickle_are_refused_unread(
+    own_blip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    (damaged / "model.safetensors").unlink()
-    (damaged / "pytorch_model.bin").write_bytes(pickle.dumps({"weight": Bomb()}))
+    (own_blip / "model.safetensors").unlink()
+    (own_blip / "pytorch_model.bin").write_bytes(pickle.dumps({"weight": Bomb()}))
     with pytest.raises(SidestepError, match=r"blip: BLIP cannot be loaded .*model\.safetensors.*hf download"):
-        caption(pattern(0), damaged)
+        caption(pattern(0), own_blip)
     assert not Path("exploded").exists()
 
 
@@ -148,13 +150,13 @@ def cut_short(folder: Path) -> None:
     ],
     ids=["missing", "questions", "cut", "config", "tokenizer"],
 )
-def test_a_folder_that_is_no_whole_captioner_is_refused(damaged: Path, damage: Any, fault: str) -> None:
-    damage(damaged)
+def test_a_folder_that_is_no_whole_captioner_is_refused(own_blip: Path, damage: Any, fault: str) -> None:
+    damage(own_blip)
     with pytest.raises(SidestepError) as error:
-        caption(pattern(0), damaged)
+        caption(pattern(0), own_blip)
     told = str(error.value)
     assert fault in told
-    assert str(damaged) in told
+    assert str(own_blip) in told
     assert f"hf download {BLIP} --revision {BLIP_REVISION}" in told
     assert "\n" not in told
 
@@ -174,12 +176,32 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / f"models--{BLIP.replace('/', '--')}"
 
 
-def test_the_default_model_is_the_commit_that_has_safetensors(blip: Path, hub_cache: Path) -> None:
+def write_as_in_2023(folder: Path) -> None:
+    """The files that the hub's model has: other names, a bare size, and settings of generation among the network's."""
+    pixels = json.loads((folder / "processor_config.json").read_text())["image_processor"]
+    pixels = {
+        key: pixels[key] for key in ("do_normalize", "do_resize", "image_mean", "image_std", "image_processor_type")
+    }
+    pixels.update({"processor_class": "BlipProcessor", "size": 32})
+    (folder / "preprocessor_config.json").write_text(json.dumps(pixels))
+    (folder / "vocab.txt").write_text("\n".join([*SPECIAL, *LETTERS]) + "\n")
+    (folder / "special_tokens_map.json").write_text(json.dumps({"sep_token": "[SEP]", "unk_token": "[UNK]"}))
+    for name in ("processor_config.json", "generation_config.json", "tokenizer.json"):
+        (folder / name).unlink()
+    config = json.loads((folder / "config.json").read_text())
+    old = {"_name_or_path": "", "add_cross_attention": False, "do_sample": False, "early_stopping": False}
+    config["text_config"].update({**old, "max_length": 20, "num_beams": 1, "id2label": {"0": "LABEL_0"}, "top_k": 50})
+    (folder / "config.json").write_text(json.dumps({**config, "_commit_hash": "3007fbe", "torch_dtype": "float32"}))
+
+
+def test_the_default_model_is_the_hubs_commit_that_has_safetensors(own_blip: Path, hub_cache: Path) -> None:
+    told = caption(pattern(0), own_blip)
+    write_as_in_2023(own_blip)
     (hub_cache / "snapshots").mkdir(parents=True)
     (hub_cache / "refs").mkdir()
     (hub_cache / "refs" / "main").write_text("0" * 40)
-    (hub_cache / "snapshots" / BLIP_REVISION).symlink_to(blip)
-    assert caption(pattern(0)) == caption(pattern(0), blip)
+    (hub_cache / "snapshots" / BLIP_REVISION).symlink_to(own_blip)
+    assert caption(pattern(0)) == told
 
 
 def test_a_hub_that_cannot_be_reached_is_told_with_what_to_do(hub_cache: Path) -> None:
