@@ -62,7 +62,7 @@ def test_what_is_hidden_in_one_view_or_outside_does_not_count() -> None:
     everywhere = len(shared_points(POINTS, CAMERAS, PHOTOS)[0])
     hidden = PHOTOS.clone()
     hidden[1, :, :, :32] = 1.0  # something white stands before half of the second view
-    left, right = shared_points(POINTS, CAMERAS, hidden)
+    _, right = shared_points(POINTS, CAMERAS, hidden)
     assert 0.3 * everywhere < len(right) < 0.75 * everywhere
     assert float(right[:, 0].min()) > 31
     behind = POINTS - torch.tensor([0.0, 0.0, 20.0])
