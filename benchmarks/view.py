@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for fusion in FUSIONS:
         for targets in TARGETS:
             python = [__file__, *common, "--photo", str(options.photo), "--repeats", str(options.repeats)]
-            output, _, peak = _process([*python, "--measure", fusion, str(targets)], environment)
+            output, _, peak = process([*python, "--measure", fusion, str(targets)], environment)
             told = json.loads(output)
             machine = told["machine"]
             seconds = (told["import"], told["cold"], told["warm"], told["warm"] / targets)
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 where = ["--yaw", "20"] if targets == 1 else ["--trajectory", "orbit", "--frames", str(targets)]
                 out = Path(folder) / (f"{fusion}.png" if targets == 1 else fusion)
                 shell = ["-m", "sidestep", "view", str(options.photo), *where, "--fusion", fusion, *common]
-                _, wall, peak = _process([*shell, "--out", str(out)], environment)
+                _, wall, peak = process([*shell, "--out", str(out)], environment)
                 rows.append([f"shell, {fusion}", str(targets), "", f"{wall:.2f}", "", "", f"{peak:.0f}"])
     header = ["how, fusion", "targets", "import, s", "cold, s", "warm, s", "warm, s a view", "peak memory, MiB"]
     publish(markdown(machine, header, rows), options.out)
@@ -102,7 +102,7 @@ def measure(options: argparse.Namespace, fusion: Any, count: int) -> dict[str, A
     }
 
 
-def _process(arguments: Sequence[str], environment: dict[str, str]) -> tuple[str, float, float]:
+def process(arguments: Sequence[str], environment: dict[str, str]) -> tuple[str, float, float]:
     """Runs Python: what it printed, wall seconds, peak resident memory in MiB.
 
     A process's peak counts what its parent held when it was started, so this one must not import torch.

@@ -69,12 +69,28 @@ def test_a_path_through_a_file_of_key_frames(monkeypatch: pytest.MonkeyPatch, pi
     keys = photo.with_name("keys.yaml")
     keys.write_text("keyframes: [{}, {yaw: 30}, {yaw: 30, pitch: 10}]")
     out = photo.with_name("out.gif")
-    assert view(monkeypatch, photo, "--out", out, "--trajectory", keys, "--frames", 5, "--batch-size", 2) == 0
+    assert (
+        view(
+            monkeypatch,
+            photo,
+            "--out",
+            out,
+            "--trajectory",
+            keys,
+            "--frames",
+            5,
+            "--batch-size",
+            2,
+            "--consistency",
+            0.5,
+        )
+        == 0
+    )
     targets = pipe.called["targets"]
     source = Camera.from_fov(45, 24, 16)
     ends = [source, step_aside(source, 30, elevation=25.0), step_aside(source, 30, 10, elevation=25.0)]
     assert same(targets[::2], ends)  # with the model's own elevation
-    assert pipe.called["batch_size"] == 2
+    assert (pipe.called["batch_size"], pipe.called["consistency"]) == (2, 0.5)
     assert Image.open(out).n_frames == 5
 
 

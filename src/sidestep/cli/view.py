@@ -89,6 +89,12 @@ def view(
         int | None, typer.Option(help="Timestep that sampling starts from (default: t*).", rich_help_panel=READINGS)
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the noise that --noise gaussian draws.")] = 0,
+    consistency: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="How much the views of a path are steadied; above 0 they share the noise that is drawn."
+        ),
+    ] = 0.0,
     fps: Annotated[int, typer.Option(min=1, help="Frames a second of an animation.")] = 12,
     loop: Annotated[
         bool, typer.Option("--loop", help="Play an animation forwards and back again, so that it repeats smoothly.")
@@ -160,6 +166,7 @@ def view(
             settings=FusionSettings(noise_scale, noise, latent, sample_from),
             scale=scale,
             batch_size=batch_size,
+            consistency=consistency,
             progress=show,
         )
     photo_seen = (views.source, views.source_camera)
