@@ -80,7 +80,8 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Files) -> 
 
 def on_page_content(html: str, *, page: Any, config: Any, files: Files) -> None:
     """Tells mkdocs, which looks for anchors in headings only, of those that the lines of code have."""
-    page.present_anchor_ids |= set(re.findall(r'id="(__codelineno-[\d-]+)"', html))
+    # A notebook has none yet.
+    page.present_anchor_ids = (page.present_anchor_ids or set()) | set(re.findall(r'id="(__codelineno-[\d-]+)"', html))
 
 
 def _place(uri: str) -> str:
