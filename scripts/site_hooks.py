@@ -78,10 +78,24 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Files) -> 
     return CODE_OR_LINK.sub(lambda match: turn(match) if match["target"] else match[0], markdown)
 
 
-def on_page_content(html: str, *, page: Any, config: Any, files: Files) -> None:
+def on_page_content(html: str, *, page: Any, config: Any, files: Files) -> str:
     """Tells mkdocs, which looks for anchors in headings only, of those that the lines of code have."""
-    # A notebook has none yet.
-    page.present_anchor_ids = (page.present_anchor_ids or set()) | set(re.findall(r'id="(__codelineno-[\d-]+)"', html))
+    anchors = set(re.findall(r'id="(__codelineno-[\d-]+)"', html))
+    page.present_anchor_ids = (page.present_anchor_ids or set()) | anchors  # of a notebook, mkdocs knows none
+    return _turn_links(html, page.file, files) if page.file.src_uri.endswith(".ipynb") else html
+
+
+def _turn_links(html: str, source: File, files: Files) -> str:
+    """A notebook's links to other pages, which mkdocs leaves as they are."""
+
+    def turn(match: re.Match[str]) -> str:
+        target = files.get_file_from_path(normpath(f"{PurePosixPath(source.src_uri).parent}/{match[1]}"))
+        if target is None:
+            log.warning("%s links to %s, which is not there", source.src_uri, match[1])
+            return match[0]
+        return f'href="{target.url_relative_to(source)}"'
+
+    return re.sub(r'href="([^":#]+\.md)"', turn, html)
 
 
 def _place(uri: str) -> str:
