@@ -1,7 +1,7 @@
 """Paths through key frames: cameras that a file names, and smooth motion between them.
 
     keyframes:
-      - {}                                    # the photo's own view
+      - {time: 0}                             # the photo's own view
       - {yaw: 25, pitch: 5, time: 1}
       - {yaw: 25, pitch: 5, fov: 30, time: 3}
 
