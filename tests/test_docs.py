@@ -218,7 +218,24 @@ def _check_settings(words: list[str]) -> None:
         raise AssertionError(f"sidestep {shlex.join(words)}: {error}") from None
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs/extend").glob("*.md")), ids=lambda page: page.stem)
+def test_pages_about_extending_show_programs_that_run(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each page's blocks, one after the other, where `tests/data` and `examples` are."""
+    for folder in ("tests", "examples"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    monkeypatch.chdir(tmp_path)
+    program = "\n".join(_python(page))
+    assert program
+    exec(compile(program, str(page), "exec"), {"__name__": "example"})
+
+
 def test_examples_in_python_compile() -> None:
     for page in PAGES:
-        for block in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
+        for block in _python(page):
             ast.parse(block, filename=str(page))
+
+
+def _python(page: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
