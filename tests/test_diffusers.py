@@ -240,6 +240,19 @@ def test_a_replaced_part_is_used(
     assert getattr(pipe, name) is part
 
 
+@pytest.mark.parametrize("name", ["vae", "unet"])
+def test_a_compiled_part_is_used(pipe: NovelViewPipeline, tmp_path: Path, name: str) -> None:
+    """In the wrapper that torch.compile puts round it, here without the minutes of compiling."""
+    before, fingerprint = run(pipe), pipe.prior.fingerprint()
+    setattr(pipe, name, torch.compile(getattr(pipe, name), disable=True))
+    assert type(getattr(pipe.prior, name)).__name__ == "OptimizedModule"
+    assert difference(before, run(pipe)) <= 1
+    assert pipe.prior.fingerprint() == fingerprint
+    pipe.save_pretrained(tmp_path)
+    loaded = NovelViewPipeline.from_pretrained(tmp_path, device="cpu")
+    assert difference(before, run(loaded, progress=lambda *step: None)) <= 1
+
+
 def test_a_replaced_part_that_does_not_fit_is_refused(
     pipe: NovelViewPipeline, make_tiny_pipeline: Callable[..., NovelViewPipeline]
 ) -> None:
@@ -307,7 +320,8 @@ def test_on_a_gpu(pipe: NovelViewPipeline, way: str) -> None:
     else:
         pipe.enable_group_offload(torch.device("cuda"), offload_type="leaf_level")
     after = run(pipe)
-    assert difference(before, after) <= 24  # a random network multiplies what other kernels round
+    pictures = [np.stack([np.asarray(image, np.int16) for image in views.images]) for views in (before, after)]
+    assert np.abs(pictures[0] - pictures[1]).mean() < 4  # a random network multiplies what other kernels round
     if way in ("model", "sequential"):
         weights = [weight for part in (pipe.tunet, pipe.unet, pipe.vae) for weight in part.parameters()]
         assert {weight.device.type for weight in weights} == {"cpu" if way == "model" else "meta"}

@@ -198,9 +198,10 @@ class LatentPrior(torch.nn.Module):
         if images.ndim != 4 or tuple(images.shape[1:]) != wanted:
             raise SidestepError(f"this prior encodes pictures of shape {wanted}, not {tuple(images.shape[1:])}")
         encoded = self.vae.encode(images.to(execution_device(self.vae), self.vae.dtype))
-        if isinstance(self.vae, AutoencoderKL):
+        vae = _plain(self.vae)
+        if isinstance(vae, AutoencoderKL):
             latents = encoded.latent_dist.mode()
-        elif isinstance(self.vae, AutoencoderTiny):
+        elif isinstance(vae, AutoencoderTiny):
             latents = encoded.latents
         else:
             latents = encoded.latent
@@ -305,11 +306,12 @@ class LatentPrior(torch.nn.Module):
         if self._fingerprint is None:
             schedule = [self.scheduler.config[key] for key in SCHEDULE_FIELDS]
             digest = hashlib.sha256(json.dumps([schedule, self.prediction_type]).encode())
-            for network in (self.vae, self.unet):
+            vae = _plain(self.vae)
+            for network in (vae, _plain(self.unet)):
                 settings = {key: network.config.get(key) for key in FINGERPRINT_FIELDS}
                 digest.update(json.dumps([type(network).__name__, settings], sort_keys=True).encode())
                 for key, weight in sorted(network.state_dict().items()):
-                    if network is self.vae and key.startswith(("decoder.", "post_quant_conv.")):
+                    if network is vae and key.startswith(("decoder.", "post_quant_conv.")):
                         continue
                     digest.update(f"{key} {tuple(weight.shape)}".encode())
                     half = weight.detach().to(torch.bfloat16).cpu().contiguous()
@@ -344,7 +346,7 @@ class LatentPrior(torch.nn.Module):
         if embeds is not None:
             self.check_text()
         inputs = latents.to(execution_device(self.unet), self.unet.dtype)
-        if isinstance(self.unet, UNet2DConditionModel):
+        if isinstance(_plain(self.unet), UNet2DConditionModel):
             if embeds is None and self.needs_prompt:
                 embeds = self._empty()
             states = None if embeds is None else _expand(embeds, len(latents)).to(inputs)
@@ -377,14 +379,20 @@ def _read_schedule(scheduler: Any) -> DDPMScheduler:
         raise SidestepError(f"beta schedule {config.get('beta_schedule')!r} is not known to diffusers") from error
 
 
+def _plain(network: Any) -> Any:
+    """The network itself where it came from torch.compile, which wraps it in a class of its own."""
+    return getattr(network, "_orig_mod", network)
+
+
 def _needs_prompt(unet: Any) -> bool:
     """Whether any block attends to a prompt."""
     blocks = [unet.config.get(key) for key in ("down_block_types", "mid_block_type", "up_block_types")]
-    return isinstance(unet, UNet2DConditionModel) and "CrossAttn" in str(blocks)
+    return isinstance(_plain(unet), UNet2DConditionModel) and "CrossAttn" in str(blocks)
 
 
 def _fit(vae: Any, unet: Any) -> tuple[int, int, int]:
     """(latent channels, latent size, pixels per latent); refuses parts that do not belong together."""
+    vae, unet = _plain(vae), _plain(unet)
     if type(vae).__name__ not in AUTOENCODERS:
         raise SidestepError(f"autoencoder {type(vae).__name__} is not supported; use one of {', '.join(AUTOENCODERS)}")
     if type(unet).__name__ not in UNETS:
