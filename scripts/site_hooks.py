@@ -7,6 +7,8 @@ the file lies under `repository/`: Markdown as a page, text as a page with its l
 A link to a Python file whose text is code says what is meant in it: [`fuse`](../src/sidestep/fusion.py) goes to the
 line of `fuse`, and [`Camera.rays`](...) to that method's. A name that the file does not define is a warning, so such
 links cannot rot when lines move.
+
+A notebook becomes a page as it was last run.
 """
 
 import ast
@@ -17,6 +19,7 @@ from posixpath import normpath, relpath
 from typing import Any
 
 from mkdocs.structure.files import File, Files, InclusionLevel
+from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = "docs"
@@ -33,7 +36,10 @@ log = logging.getLogger("mkdocs.hooks.site")
 
 
 def on_files(files: Files, *, config: Any) -> Files:
-    """Adds every file outside docs/ that a page links to, or that the navigation names."""
+    """Adds notebooks as pages, and every file outside docs/ that a page links to or the navigation names."""
+    for file in [file for file in files if file.src_uri.endswith(".ipynb")]:
+        for made in _of_notebook(file, config):
+            files.append(made)
     waiting = [(_place(file.src_uri), file.content_string) for file in files.documentation_pages()]
     named = re.findall(rf"{MIRROR}/[^'\"\s]+", str(config.nav))
     known: set[str] = set()
@@ -109,7 +115,7 @@ def _place(uri: str) -> str:
 def _uri(place: str) -> str:
     """The source path on the site of a file of the repository."""
     if _inside(place):
-        return place.removeprefix(f"{DOCS}/")
+        return re.sub(r"\.ipynb$", ".md", place.removeprefix(f"{DOCS}/"))
     return f"{MIRROR}/{place}.md" if Path(place).suffix in PAGE_OF_TEXT else f"{MIRROR}/{place}"
 
 
@@ -144,6 +150,17 @@ def code_name(text: str) -> str | None:
     """The name that a link's text gives as code, if it is one: `Camera.rays`, not `cameras.py`."""
     match = re.fullmatch(r"`([A-Za-z_][\w.]*)(?:\(\))?`", text)
     return match[1] if match and not match[1].endswith(".py") else None
+
+
+def _of_notebook(file: File, config: Any) -> list[File]:
+    """A page, and the pictures in it."""
+    pictures = f"{PurePosixPath(file.src_uri).stem}_files"
+    text, found = MarkdownExporter().from_filename(file.abs_src_path, {"output_files_dir": pictures})
+    parent = PurePosixPath(file.src_uri).parent
+    return [
+        File.generated(config, re.sub(r"\.ipynb$", ".md", file.src_uri), content=text),
+        *(File.generated(config, str(parent / name), content=data) for name, data in found["outputs"].items()),
+    ]
 
 
 def line_of(path: Path, name: str) -> int | None:
