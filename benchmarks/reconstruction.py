@@ -104,7 +104,7 @@ def triangulate(capture: Path, work: Path) -> Any:
         capture: as `write_capture` leaves it.
         work: an existing folder for the database and the model.
     """
-    pycolmap.logging.minloglevel = pycolmap.logging.ERROR.value
+    pycolmap.logging.minloglevel = 2  # errors alone
     pycolmap.set_random_seed(0)
     model = pycolmap.Reconstruction(capture / "sparse" / "0")
     model.delete_all_points2D_and_points3D()

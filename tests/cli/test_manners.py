@@ -167,6 +167,8 @@ COMPLETE = "from sidestep.cli import main; import sys; sys.argv[0] = 'sidestep';
     [
         ("sidestep tr", {"train"}),
         ("sidestep view --traj", {"--trajectory"}),
+        ("sidestep view --trajectory dolly", {"dolly", "dolly-zoom"}),
+        ("sidestep view a.jpg --category so", {"sofa"}),
         ("sidestep view a.jpg --fusion ", {"auto", "variance", "addition"}),
         ("sidestep capture ", {"inspect"}),
     ],

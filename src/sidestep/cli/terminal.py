@@ -23,7 +23,16 @@ if TYPE_CHECKING:
     from rich.progress import Progress
     from rich.status import Status
 
-console = Console(stderr=True)
+
+class Messages(Console):
+    """stderr, where the first message ends the spinner."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        stop_spinner()
+        super().print(*objects, **options)
+
+
+console = Messages(stderr=True)
 
 # Read by the libraries when they are imported, which happens inside the commands.
 LIBRARY_SILENCE = {
@@ -102,7 +111,6 @@ def set_up() -> None:
     else:
         handler = logging.StreamHandler(sys.stderr)  # rich would break lines at 80 columns
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
-    handler.addFilter(_stop_spinner_for)
     logging.basicConfig(level=logging.INFO if manners.debug else logging.WARNING, handlers=[handler])
 
     logging.captureWarnings(True)
@@ -137,11 +145,6 @@ def stop_spinner() -> None:
     """Takes the spinner away, if it still turns."""
     if _spinner:
         _spinner.stop()
-
-
-def _stop_spinner_for(record: logging.LogRecord) -> bool:
-    stop_spinner()
-    return True
 
 
 def progress_bars() -> "Progress":

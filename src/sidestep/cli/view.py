@@ -1,22 +1,40 @@
 """`sidestep view`: a photo and where to look from in, views out."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
-from rich.progress import TaskID
 
 from sidestep.cli.terminal import Device, Json, progress_bars, report
 from sidestep.errors import SidestepError
 
 if TYPE_CHECKING:
+    from rich.progress import TaskID
+
     from sidestep.cameras import Camera
     from sidestep.captures import Frame
 
 Trajectory = Literal["orbit", "spiral", "dolly", "dolly-zoom"]
 Easing = Literal["linear", "smooth"]
+WHERE, HOW, TEXT = "Where to look from", "How views are made", "Text, where the prior reads it"
 READINGS = "Readings that the paper leaves open"
 CAPTION = "{caption}"
+
+
+def _categories(context: typer.Context) -> list[str]:
+    """What the shell offers for --category: the model's own, where the model lies on this machine."""
+    from sidestep.models import BUNDLED, model_folder
+
+    config = Path(model_folder(context.params.get("model") or BUNDLED)) / "tunet" / "config.json"
+    try:
+        return list(json.loads(config.read_text(encoding="utf-8"))["categories"])
+    except (OSError, ValueError, KeyError):
+        return []
+
+
+def _paths() -> list[str]:
+    return list(get_args(Trajectory))
 
 
 def view(
@@ -26,53 +44,76 @@ def view(
         typer.Option(help="Picture (.png, .jpg), animation (.mp4, .gif, .webp), or a folder for views with cameras."),
     ],
     yaw: Annotated[
-        float | None, typer.Option(help="Degrees to the right; along an orbit, to each side (default 30).")
+        float | None,
+        typer.Option(help="Degrees to the right; along an orbit, to each side (default 30).", rich_help_panel=WHERE),
     ] = None,
-    pitch: Annotated[float | None, typer.Option(help="Degrees up; along a spiral, at most (default 8).")] = None,
+    pitch: Annotated[
+        float | None, typer.Option(help="Degrees up; along a spiral, at most (default 8).", rich_help_panel=WHERE)
+    ] = None,
     trajectory: Annotated[
         str | None,
         typer.Option(
             metavar="NAME|FILE",
+            autocompletion=_paths,
             help=f"A path of cameras instead of one: {', '.join(get_args(Trajectory))}, or through the key frames of a "
             "YAML or JSON file.",
+            rich_help_panel=WHERE,
         ),
     ] = None,
-    frames: Annotated[int, typer.Option(min=2, help="Views along the trajectory.")] = 24,
+    frames: Annotated[int, typer.Option(min=2, help="Views along the trajectory.", rich_help_panel=WHERE)] = 24,
     easing: Annotated[
-        Easing, typer.Option(help="How the camera moves along it: evenly, or with a gentle start and stop.")
+        Easing,
+        typer.Option(
+            help="How the camera moves along it: evenly, or with a gentle start and stop.", rich_help_panel=WHERE
+        ),
     ] = "linear",
     cameras: Annotated[
         Path | None,
         typer.Option(
             help="transforms.json with the target cameras. If it names the photo, that is the photo's camera; "
-            "otherwise the photo is taken from the origin with its subject at distance 1."
+            "otherwise the photo is taken from the origin with its subject at distance 1.",
+            rich_help_panel=WHERE,
         ),
     ] = None,
     fov: Annotated[
         float | None,
-        typer.Option(help="The photo's field of view across its shorter side, degrees (default: EXIF's, else 45)."),
+        typer.Option(
+            help="The photo's field of view across its shorter side, degrees (default: EXIF's, else 45).",
+            rich_help_panel=WHERE,
+        ),
     ] = None,
     elevation: Annotated[
         float | None,
-        typer.Option(help="Degrees by which the photo looks down (default: the training captures' median)."),
+        typer.Option(
+            help="Degrees by which the photo looks down (default: the training captures' median).",
+            rich_help_panel=WHERE,
+        ),
     ] = None,
-    category: Annotated[str | None, typer.Option(help="What the photo shows, if the model knows it.")] = None,
+    category: Annotated[
+        str | None,
+        typer.Option(
+            help="What the photo shows, if the model knows it.", autocompletion=_categories, rich_help_panel=HOW
+        ),
+    ] = None,
     fusion: Annotated[
-        Literal["auto", "variance", "addition"], typer.Option(help="How noise is put back.")
+        Literal["auto", "variance", "addition"], typer.Option(help="How noise is put back.", rich_help_panel=HOW)
     ] = "variance",
     coarse: Annotated[bool, typer.Option("--coarse", help="Write the coarse predictions too, as OUT-coarse.")] = False,
-    prompt: Annotated[str | None, typer.Option(help="Guides the sampling, where the prior reads text.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Guides the sampling, where the prior reads text.", rich_help_panel=TEXT)
+    ] = None,
     caption: Annotated[
         str | None,
         typer.Option(
             metavar="auto|MODEL",
             help="Have BLIP describe the photo: auto for its base model on the hub, or a folder or hub id. The caption "
             "is the prompt, or goes where --prompt says {caption}.",
+            rich_help_panel=TEXT,
         ),
     ] = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="What to guide away from.")] = None,
-    guidance: Annotated[float, typer.Option(help="Strength of the prompts, above 1.")] = 3.5,
-    steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 30,
+    negative_prompt: Annotated[str | None, typer.Option(help="What to guide away from.", rich_help_panel=TEXT)] = None,
+    guidance: Annotated[float, typer.Option(help="Strength of the prompts, above 1.", rich_help_panel=TEXT)] = 3.5,
+    steps: Annotated[int, typer.Option(min=1, help="Sampling steps.", rich_help_panel=HOW)] = 30,
     noise: Annotated[
         Literal["reference", "late", "gaussian"],
         typer.Option(help="The noise that variance fusion starts from.", rich_help_panel=READINGS),
@@ -88,11 +129,14 @@ def view(
     sample_from: Annotated[
         int | None, typer.Option(help="Timestep that sampling starts from (default: t*).", rich_help_panel=READINGS)
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the noise that --noise gaussian draws.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the noise that --noise gaussian draws.", rich_help_panel=HOW)] = 0,
     consistency: Annotated[
         float,
         typer.Option(
-            min=0, max=1, help="How much the views of a path are steadied; above 0 they share the noise that is drawn."
+            min=0,
+            max=1,
+            help="How much the views of a path are steadied; above 0 they share the noise that is drawn.",
+            rich_help_panel=HOW,
         ),
     ] = 0.0,
     fps: Annotated[int, typer.Option(min=1, help="Frames a second of an animation.")] = 12,
@@ -100,10 +144,15 @@ def view(
         bool, typer.Option("--loop", help="Play an animation forwards and back again, so that it repeats smoothly.")
     ] = False,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Views made together; fewer where memory is too small for so many.")
+        int,
+        typer.Option(
+            min=1, help="Views made together; fewer where memory is too small for so many.", rich_help_panel=HOW
+        ),
     ] = 8,
-    model: Annotated[str, typer.Option(help="Model folder or hub id.")] = "bundled",
-    prior: Annotated[str | None, typer.Option(help="Prior's folder or hub id, for a model of TUNet alone.")] = None,
+    model: Annotated[str, typer.Option(help="Model folder or hub id.", rich_help_panel=HOW)] = "bundled",
+    prior: Annotated[
+        str | None, typer.Option(help="Prior's folder or hub id, for a model of TUNet alone.", rich_help_panel=HOW)
+    ] = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
