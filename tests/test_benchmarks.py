@@ -47,7 +47,7 @@ def table(prior, monkeypatch, capsys, tmp_path):
         return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
     yield run
-    for name in {"round_trip", "fusion", "choice", "held_out", "table"} - before:
+    for name in {"round_trip", "fusion", "choice", "consistency", "held_out", "table"} - before:
         sys.modules.pop(name, None)
 
 
@@ -81,3 +81,19 @@ def test_no_choice_beats_the_one_that_sees_the_target(table):
     shares = {row[0]: float(row[1]) for row in rows}
     assert (shares["always A"], shares["always B"]) == (1.0, 0.0)
     assert min(distances, key=lambda name: (distances[name], name[0] != "t")).startswith("the nearer")
+
+
+def test_the_agreement_of_views_is_beside_that_of_the_true_photos(table, make_tiny_pipeline, tmp_path):
+    model = tmp_path / "model"
+    make_tiny_pipeline().save_pretrained(model)
+    options = ["--prior", str(model), "--split", "test", "--scenes", "2", "--steps", "1", "--frames", "3"]
+    rows = {row[0]: row[1:] for row in table("consistency", *options)}
+    strengths = ("0", "0.25", "0.5", "0.75", "1")
+    assert {f"{name}, {s}" for name in ("A", "B", "coarse views") for s in strengths} < set(rows)
+    assert float(rows["the true photos"][2]) > 0  # the camera's own motion
+    assert [float(cell) for cell in (rows["the true photos"][i] for i in (3, 5, 6))] == [0, 1, 1]
+    assert rows["A, 0"][1] == ""
+    change = float(rows["A, 0.5"][1].split()[0])
+    assert change == pytest.approx(float(rows["A, 0.5"][0].split()[0]) - float(rows["A, 0"][0].split()[0]), abs=0.011)
+    with pytest.raises(SidestepError, match="3 or more"):
+        table("consistency", *options[:-1], "2")

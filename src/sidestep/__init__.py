@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from sidestep.inversion import InversionSettings, invert, sample
     from sidestep.pipeline import NovelViewPipeline, Reference, Views
     from sidestep.prior import LatentPrior
-    from sidestep.trajectories import dolly, interpolate, orbit, spiral, step_aside
+    from sidestep.trajectories import dolly, dolly_zoom, interpolate, orbit, spiral, step_aside
     from sidestep.tunet import TUNet
 
 _HOMES = {
@@ -28,6 +28,7 @@ _HOMES = {
     "Views": "pipeline",
     "LatentPrior": "prior",
     "dolly": "trajectories",
+    "dolly_zoom": "trajectories",
     "interpolate": "trajectories",
     "orbit": "trajectories",
     "spiral": "trajectories",
@@ -47,6 +48,7 @@ __all__ = [
     "Views",
     "distance_scale",
     "dolly",
+    "dolly_zoom",
     "interpolate",
     "invert",
     "orbit",
