@@ -244,9 +244,10 @@ def test_a_replaced_part_is_used(
 def test_a_compiled_part_is_used(pipe: NovelViewPipeline, tmp_path: Path, name: str) -> None:
     """In the wrapper that torch.compile puts round it, here without the minutes of compiling."""
     before, fingerprint = run(pipe), pipe.prior.fingerprint()
-    setattr(pipe, name, torch.compile(getattr(pipe, name), disable=True))
+    setattr(pipe, name, torch.compile(getattr(pipe, name)))
     assert type(getattr(pipe.prior, name)).__name__ == "OptimizedModule"
-    assert difference(before, run(pipe)) <= 1
+    with torch.compiler.set_stance("force_eager"):
+        assert difference(before, run(pipe)) <= 1
     assert pipe.prior.fingerprint() == fingerprint
     pipe.save_pretrained(tmp_path)
     loaded = NovelViewPipeline.from_pretrained(tmp_path, device="cpu")
