@@ -111,6 +111,7 @@ def test_cancelling_ends_the_work_and_the_next_work_goes_on(session: Session, ph
     work = session.make(Settings("tiny", 45.0, steps=100), Pose())
     next(work)
     session.cancel()
+    assert not session.wanted
     with pytest.raises(Cancelled):
         list(work)
     assert finish(session).views.images
@@ -125,13 +126,22 @@ def test_closing_the_iterator_stops_the_work(session: Session, photo: Path) -> N
     assert not session.busy
 
 
-def test_a_page_makes_one_thing_at_a_time(session: Session, photo: Path) -> None:
+def test_new_work_takes_the_place_of_the_old(session: Session, photo: Path) -> None:
     session.open(photo)
-    work = session.make(Settings("tiny", 45.0, steps=100), Pose(), "orbit", frames=60)
-    next(work)
-    with pytest.raises(SidestepError, match="already"):
-        next(session.make(SETTINGS, Pose()))
-    work.close()
+    old = session.make(Settings("tiny", 45.0, steps=100), Pose(), "orbit", frames=60)
+    next(old)
+    finish(session)
+    with pytest.raises(Cancelled):
+        list(old)
+
+
+def test_work_that_was_cancelled_while_it_waited_does_not_start(session: Session, photo: Path) -> None:
+    session.open(photo)
+    turn = session.begin()
+    session.cancel()
+    with pytest.raises(Cancelled):
+        next(session.make(SETTINGS, Pose(), turn=turn))
+    assert finish(session)
 
 
 def test_a_drag_is_answered_while_long_work_goes_on(studio: Studio, photo: Path, tmp_path: Path) -> None:

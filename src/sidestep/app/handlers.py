@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 SINGLE = "view"  # the choice beside the paths
 MAKE_VIEW, MAKE_VIDEO = "Make the view", "Make the video"
+WAITING = "Waiting for its turn"
 FAULT = "Something went wrong; the terminal that runs sidestep app says what."
 
 Updates = tuple[Any, ...]
@@ -120,8 +121,13 @@ class Handlers:
             gr.update(photo=photo),
         )
 
+    def begin(self, request: gr.Request) -> Updates:
+        """turn, status, cancel: at once, also where others' work goes first."""
+        return self._session(request).begin(), told(WAITING), gr.update(interactive=True)
+
     def make(
         self,
+        turn: int,
         pose: Any,
         fov: float,
         model: str,
@@ -172,7 +178,7 @@ class Handlers:
                 else:
                     yield self._made(event)
         except Cancelled:
-            yield only(told("Cancelled."), False)
+            yield only(told(WAITING if session.wanted else "Cancelled."), session.wanted)
         except SidestepError as error:
             yield only(_refused(error), False)
         except Exception:
@@ -234,10 +240,10 @@ def _whole(number: float | None, name: str) -> int:
 
 
 def _error(error: SidestepError) -> gr.Error:
-    return gr.Error(html.escape(str(error)), title="Not like this", print_exception=False)
+    return gr.Error(html.escape(str(error)), print_exception=False)
 
 
 def _refused(error: SidestepError) -> dict[str, Any]:
     """Shows a fault where it is seen, and returns it as the status."""
-    gr.Warning(html.escape(str(error)), title="Not like this")
+    gr.Warning(html.escape(str(error)))
     return told(str(error), tone="bad")

@@ -28,7 +28,8 @@ _CREDIT = '<p class="credit">Examples rendered from models by Scopia, CC BY 3.0.
 
 # In the browser alone, so that nobody waits for it.
 _TO_NUMBERS = "(pose) => [pose.yaw, pose.pitch, pose.distance]"
-_TO_POSE = "(yaw, pitch, distance) => [{ yaw, pitch, distance }]"
+_TO_POSE = """(yaw, pitch, distance, last) =>
+    [[yaw, pitch, distance].every(Number.isFinite) ? { yaw, pitch, distance } : last]"""  # not while one is typed
 
 
 @dataclass(frozen=True)
@@ -189,8 +190,8 @@ def _connect(page: gr.Blocks, on: Controls, do: Handlers) -> None:
     scene = [on.viewport, on.fov, on.model, on.category, on.path, on.frames]
     opened = [on.upload, on.fov, on.photo, on.viewport, on.final, on.compare, on.video, on.download, on.status]
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    follow: dict[str, Any] = {"fn": do.follow, "inputs": scene, "outputs": [on.coarse, on.viewport], "queue": False}
-    follow |= quiet
+    follow: dict[str, Any] = {"fn": do.follow, "inputs": scene, "outputs": [on.coarse, on.viewport], **quiet}
+    follow["concurrency_limit"] = None  # who waits for the model is not gradio's affair, but the studio's
     # What comes while an answer is awaited is asked together, as it is by then.
     newest: dict[str, Any] = {"trigger_mode": "always_last"}
 
@@ -200,32 +201,25 @@ def _connect(page: gr.Blocks, on: Controls, do: Handlers) -> None:
     on.viewport.input(None, [on.viewport], on.pose, js=_TO_NUMBERS, **quiet, **newest)
     on.viewport.input(**follow, **newest)
     numbers = [each.input for each in on.pose]
-    gr.on(numbers, None, on.pose, [on.viewport], js=_TO_POSE, **quiet, **newest).then(**follow)
+    gr.on(numbers, None, [*on.pose, on.viewport], [on.viewport], js=_TO_POSE, **quiet, **newest).then(**follow)
     gr.on([on.fov.input, on.category.input, on.frames.release], **follow, **newest)
     on.path.input(
         do.choose_path, [on.path, on.viewport], [on.viewport, *on.pose, on.film, on.make], queue=False, **quiet
     ).then(**follow)
     on.model.input(do.choose_model, [on.model], [on.category, on.text, on.photo, on.viewport], **quiet).then(**follow)
 
-    made = on.make.click(
+    turn = gr.State(0)
+    on.make.click(do.begin, None, [turn, on.status, on.cancel], queue=False, **quiet).then(
         do.make,
-        [*scene, on.fps, on.fusion, on.steps, on.seed, *on.prompts, on.guidance],
+        [turn, *scene, on.fps, on.fusion, on.steps, on.seed, *on.prompts, on.guidance],
         [on.status, on.coarse, on.final, on.compare, on.video, on.download, on.cancel],
-        show_progress="minimal",
-        show_progress_on=[on.status],
-        api_visibility="private",
         concurrency_limit=1,
-        trigger_mode="once",
-    )
-    on.cancel.click(
-        do.cancel,
-        None,
-        [on.status, on.cancel],
-        cancels=[made],
-        queue=False,
-        js="() => document.querySelector('#make').focus()",  # the button that had it is switched off
+        trigger_mode="multiple",  # also while the last work is still ending
         **quiet,
     )
+    # The button that has the focus is switched off.
+    focus = "() => document.querySelector('#make').focus()"
+    on.cancel.click(do.cancel, None, [on.status, on.cancel], queue=False, js=focus, **quiet)
     page.unload(do.leave)
 
 

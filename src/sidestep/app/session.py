@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Event, Lock, Thread
+from threading import Lock, Thread
 
 from PIL import Image, UnidentifiedImageError
 
@@ -33,7 +33,7 @@ FORMATS = ("JPEG", "PNG", "WEBP")  # no format whose reader starts another progr
 
 
 class Cancelled(Exception):
-    """The user stopped the work."""
+    """The user stopped the work, or began another."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,9 @@ class Session:
         self._studio, self._folder = studio, folder
         self._photo: _Photo | None = None
         self._count = 0
-        self._cancelled, self._working = Event(), Lock()
+        self._turn = 0  # of the work that may go on
+        self.wanted = False  # whether work was asked for and not cancelled
+        self._working = Lock()
 
     @property
     def busy(self) -> bool:
@@ -215,27 +217,46 @@ class Session:
             camera = target(reference.camera, pose, self._studio.elevation(settings.model))
             return self._studio.pipe(settings.model).coarse(reference, [camera], settings.category)[0]
 
+    def begin(self) -> int:
+        """Makes way for new work, and returns the number that it is to give: `cancel`, then wait for its turn."""
+        self.cancel()
+        self.wanted = True
+        return self._turn
+
+    def cancel(self) -> None:
+        """Ends the work at its next step, and that which waits for its turn."""
+        self._turn += 1
+        self.wanted = False
+
     def make(
-        self, settings: Settings, pose: Pose, path: CameraPath | None = None, frames: int = 24, fps: int = 12
+        self,
+        settings: Settings,
+        pose: Pose,
+        path: CameraPath | None = None,
+        frames: int = 24,
+        fps: int = 12,
+        turn: int | None = None,
     ) -> Iterator[Step | Coarse | Made]:
         """Makes the view from a pose, or those along a path to it, in a thread, and tells how it goes.
 
         Steps that nobody has asked for yet are left out. Closing the iterator stops the work.
 
+        Args:
+            turn: of `begin`, where it was called when the work was asked for and not when it can start.
+
         Raises:
-            Cancelled: after `cancel`.
-            SidestepError: if views are being made already, there is no photo, or a setting does not fit the model.
+            Cancelled: if `cancel` or `begin` was called since.
+            SidestepError: if there is no photo, or a setting does not fit the model.
         """
-        # After a cancellation, the last step may still be under way.
-        if not self._working.acquire(timeout=LAST_STEP if self._cancelled.is_set() else 0):
-            raise SidestepError("this page is making views already; wait for them, or cancel")
-        self._cancelled.clear()
+        turn = self.begin() if turn is None else turn
+        if not self._working.acquire(timeout=LAST_STEP):
+            raise SidestepError("the last work has not ended yet; try again")
         events: SimpleQueue[Step | Coarse | Made | BaseException] = SimpleQueue()
 
         def work() -> None:
             end: Made | BaseException
             try:
-                end = self._make(settings, pose, path, frames, fps, events.put)
+                end = self._make(settings, pose, path, frames, fps, turn, events.put)
             except BaseException as error:  # told to whoever waits, of whatever kind
                 end = error
             self._working.release()
@@ -253,11 +274,8 @@ class Session:
                 if isinstance(event, Made):
                     return
         finally:
-            self.cancel()
-
-    def cancel(self) -> None:
-        """Ends the work at its next step."""
-        self._cancelled.set()
+            if self._turn == turn:
+                self.cancel()
 
     def close(self) -> None:
         """Ends the work and removes what the session has on the disk."""
@@ -287,6 +305,7 @@ class Session:
         path: CameraPath | None,
         frames: int,
         fps: int,
+        turn: int,
         tell: Callable[[Step | Coarse], None],
     ) -> Made:
         if not 1 <= settings.steps <= MAX_STEPS:
@@ -294,9 +313,12 @@ class Session:
         if path is not None and not 2 <= frames <= MAX_FRAMES:
             raise SidestepError(f"a path of {frames} frames; use 2 to {MAX_FRAMES}")
 
-        def progress(stage: str, done: int, total: int) -> None:
-            if self._cancelled.is_set():
+        def go_on() -> None:
+            if self._turn != turn:
                 raise Cancelled
+
+        def progress(stage: str, done: int, total: int) -> None:
+            go_on()
             tell(Step(_in_words(stage), done, total))
             self._studio.turns.lend()
 
@@ -305,6 +327,7 @@ class Session:
         def on_coarse(images: list[Image.Image]) -> None:
             tell(Coarse(images, chosen))
 
+        go_on()
         with self._studio.turns.take():
             pipe = self._studio.pipe(settings.model)
             elevation = self._studio.elevation(settings.model)

@@ -32,8 +32,9 @@ const TEMPLATE = `
     border: 2px solid var(--sidestep-target, #e4570c); object-fit: cover; pointer-events: none;
   }
   #message {
-    position: absolute; inset: 0; display: grid; place-content: center; text-align: center; padding: 2rem;
-    pointer-events: none;
+    position: absolute; left: 50%; bottom: 14px; translate: -50%; width: max-content; max-width: 84%;
+    padding: 0.35rem 0.9rem; border-radius: 99px; background: #0f172acc; color: #fff; font-size: 0.9rem;
+    text-align: center; pointer-events: none;
   }
   @media (min-width: 761px) { #preview { display: none; } }
   [hidden] { display: none !important; }
@@ -62,7 +63,7 @@ export class Viewport extends HTMLElement {
 
   constructor() {
     super();
-    this.attachShadow({ mode: "open" }).innerHTML = TEMPLATE;
+    this.attachShadow({ mode: "open", delegatesFocus: true }).innerHTML = TEMPLATE;
     this.stage = this.shadowRoot.getElementById("stage");
     this.canvas = this.shadowRoot.querySelector("canvas");
     this.#build();
@@ -336,7 +337,7 @@ export class Viewport extends HTMLElement {
       this.#say("This browser cannot draw in 3D. The fields below move the camera all the same.");
       return;
     }
-    this.#say(this.#photo ? "" : "Drop a photo here, or choose one below.");
+    this.#say(this.#photo ? "" : "Drop a photo here, or choose an example.");
     const draw = () => {
       this.#asked = 0;
       this.#look();
@@ -375,8 +376,8 @@ export class Viewport extends HTMLElement {
     }, 500);
   }
 
-  /** Where the target's picture is on the stage, in pixels. */
-  #onScreen() {
+  /** Where the target can be grabbed, in pixels from the upper left corner. */
+  get spot() {
     this.world.updateMatrixWorld(true);
     this.#look();
     const centre = this.previewPlane.getWorldPosition(new THREE.Vector3()).lerp(this.target.position, 0.5);
@@ -409,7 +410,7 @@ export class Viewport extends HTMLElement {
     };
     const nearTarget = (event) => {
       const here = at(event);
-      const there = this.#onScreen();
+      const there = this.spot;
       return Math.hypot(here.x - there.x, here.y - there.y) < (REACH[event.pointerType] ?? REACH.mouse);
     };
     const spread = () => {
@@ -427,7 +428,7 @@ export class Viewport extends HTMLElement {
         this.#grip = { kind: "pinch", spread: spread(), distance: this.#pose.distance };
       } else if (nearTarget(event)) {
         const here = at(event);
-        const there = this.#onScreen();
+        const there = this.spot;
         const depth = this.previewPlane.position.z / 2 / this.#pose.distance;
         this.#grip = { kind: "camera", dx: there.x - here.x, dy: there.y - here.y, inner: 1 - depth };
       } else {

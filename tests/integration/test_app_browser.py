@@ -1,0 +1,343 @@
+"""`sidestep app` in a real browser: what a user sees and does, with the bundled model."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sidestep.app.poses import Pose, matrices, target
+from sidestep.cameras import Camera
+from sidestep.captures import read_captures
+from sidestep.images import load_image, resize_and_crop
+from sidestep.pipeline import NovelViewPipeline
+
+pytest.importorskip("gradio", reason="the page's extra is not installed")
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--enable-unsafe-swiftshader",
+]
+EXAMPLES = Path(__file__).parents[2] / "examples"
+PATIENCE = 60_000  # ms; a loaded machine is slow, and nothing here is about time
+
+Open = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """The page's address, and the folder that the server's temporary files go to."""
+    folder = tmp_path_factory.mktemp("server")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sidestep", "app", "--port", "0"],
+        env={**os.environ, "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert "http://127.0.0.1:" in line
+    yield next(word for word in line.split() if word.startswith("http")), folder
+    process.send_signal(signal.SIGTERM)
+    process.wait(20)
+    assert not list(folder.glob("sidestep-app-*"))
+
+
+@pytest.fixture(scope="module")
+def desk() -> Iterator[Any]:
+    """A browser on a desk, whose cache keeps the page's scripts from test to test."""
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser.new_context(viewport={"width": 1280, "height": 1000})
+        browser.close()
+
+
+@pytest.fixture
+def visit(server: tuple[str, Path], desk: Any) -> Iterator[Open]:
+    """Opens the page as a new user; in the end, no page may have had an error or asked another machine."""
+    faults: list[str] = []
+    pages = []
+
+    def open_page(example: str | None = "chair", **device: Any) -> Any:
+        page = (desk.browser.new_context(**device) if device else desk).new_page()
+        pages.append(page)
+        page.set_default_timeout(PATIENCE)
+        page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        local = (server[0], "data:", "blob:")
+        page.on("request", lambda request: None if request.url.startswith(local) else faults.append(request.url))
+        page.goto(server[0])
+        page.wait_for_function("document.querySelector('sidestep-viewport')?.pose")
+        page.wait_for_selector("#examples button")
+        if example:
+            page.click(f"#examples button[aria-label$={example}]")
+            page.wait_for_selector("#coarse img")
+        return page
+
+    yield open_page
+    for page in pages:
+        page.close()
+    assert not faults
+
+
+def picture(page: Any, name: str) -> str:
+    return page.locator(f"#{name} img").get_attribute("src")
+
+
+def await_another(page: Any, name: str, last: str) -> str:
+    page.wait_for_function(
+        "([name, last]) => (document.querySelector(`#${name} img`)?.src ?? last) !== last", arg=[name, last]
+    )
+    return picture(page, name)
+
+
+def pose(page: Any) -> Pose:
+    return Pose.read(page.evaluate("document.querySelector('sidestep-viewport').pose"))
+
+
+def fields(page: Any) -> list[float]:
+    return [float(page.locator("#pose input").nth(i).input_value()) for i in range(3)]
+
+
+def await_fields(page: Any, pose: Pose) -> None:
+    for _ in range(100):
+        if fields(page) == [pose.yaw, pose.pitch, pose.distance]:
+            return
+        page.wait_for_timeout(100)
+    pytest.fail(f"the fields stay at {fields(page)} instead of {pose}")
+
+
+def await_pixels(page: Any, name: str, expected: np.ndarray) -> None:
+    """Waits until a picture is the expected one, but for what JPEG changes."""
+    for _ in range(100):
+        distance = np.abs(shown_pixels(page, name) - expected).mean()
+        if distance < 4:
+            return
+        page.wait_for_timeout(200)
+    pytest.fail(f"the {name} picture stays {distance:.1f} grey levels away from the expected one")
+
+
+def await_status(page: Any, text: str) -> None:
+    page.wait_for_function("(text) => document.querySelector('#status').textContent.includes(text)", arg=text)
+
+
+def choose_steps(page: Any, steps: int) -> None:
+    page.click("#settings button")
+    page.fill("#steps input", str(steps))
+    page.press("#steps input", "Tab")
+    page.click("#settings button")
+
+
+def drag(page: Any, right: float, up: float, moves: int = 30) -> None:
+    box = page.locator("sidestep-viewport").bounding_box()
+    spot = page.evaluate("document.querySelector('sidestep-viewport').spot")
+    x, y = box["x"] + spot["x"], box["y"] + spot["y"]
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + right, y - up, steps=moves)
+    page.mouse.up()
+
+
+def shown_pixels(page: Any, name: str) -> np.ndarray:
+    """The pixels of a picture as the browser decoded them, (H, W, 3)."""
+    width, height, values = page.evaluate(
+        """async (selector) => {
+            const image = document.querySelector(selector);
+            await image.decode();
+            const canvas = document.createElement('canvas');
+            [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+            const context = canvas.getContext('2d', { willReadFrequently: true });
+            context.drawImage(image, 0, 0);
+            return [canvas.width, canvas.height, [...context.getImageData(0, 0, canvas.width, canvas.height).data]];
+        }""",
+        f"#{name} img",
+    )
+    return np.array(values, np.float32).reshape(height, width, 4)[..., :3]
+
+
+def test_a_photo_is_dropped_looked_at_from_the_side_and_made(visit: Open, tmp_path: Path) -> None:
+    page = visit(example=None)
+    page.set_input_files("#upload input[type=file]", EXAMPLES / "sofa.jpg")
+    page.wait_for_selector("#coarse img")
+    before = picture(page, "coarse")
+    assert fields(page) == [20, 0, 1]
+
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if request.method == "POST" else None)
+    drag(page, -70, 40, moves=40)
+    await_another(page, "coarse", before)
+    moved = pose(page)
+    assert moved.yaw < 10
+    assert moved.pitch > 2
+    await_fields(page, moved)
+
+    # What is shown last is what the model makes of the last pose.
+    pipe = NovelViewPipeline.from_pretrained()
+    photo = load_image(EXAMPLES / "sofa.jpg")
+    reference = pipe.invert(photo, Camera.from_fov(45, *photo.size), scale=1.0)
+    camera = target(reference.camera, moved, pipe.tunet.config.elevation)
+    expected = np.asarray(pipe.coarse(reference, [camera])[0], np.float32)
+    await_pixels(page, "coarse", expected)
+    assert len(asked) < 30  # not one for each of 40 moves
+
+    choose_steps(page, 2)
+    page.click("#make")
+    await_status(page, "Done")
+    coarse = picture(page, "coarse")
+    final = picture(page, "final")
+    assert final != coarse
+    assert page.locator("#compare img").nth(1).get_attribute("src") == final
+    slider = page.locator("#compare input")
+    slider.focus()
+    page.keyboard.press("Home")
+    assert slider.input_value() == "0"
+
+    with page.expect_download() as download:
+        page.click("#download")
+    download.value.save_as(tmp_path / "views.zip")
+    with zipfile.ZipFile(tmp_path / "views.zip") as archive:
+        archive.extractall(tmp_path / "out")
+    scenes = {scene.name: scene for scene in read_captures(tmp_path / "out")}
+    own, made = scenes["views"].frames
+    assert np.array_equal(own.load(), resize_and_crop(photo, 256))
+    assert torch.allclose(made.camera.world_to_camera, camera.world_to_camera, atol=1e-4)
+    await_pixels(page, "final", np.asarray(made.load(), np.float32))
+
+
+def test_the_3d_view_stands_where_the_cameras_do(visit: Open) -> None:
+    page = visit(example=None)
+    source, elevation = Camera.from_fov(45, 2, 2), NovelViewPipeline.from_pretrained().tunet.config.elevation
+    for yaw, pitch, distance in ((20, 0, 1), (-65, 30, 1.5), (0, -25, 0.6)):
+        numbers = page.evaluate(
+            "(pose) => { const view = document.querySelector('sidestep-viewport'); view.pose = pose; "
+            "return view.matrix; }",
+            {"yaw": yaw, "pitch": pitch, "distance": distance},
+        )
+        (expected,) = matrices([target(source, Pose(yaw, pitch, distance), elevation)], source)
+        assert numbers == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_path_is_cancelled_then_made_into_a_video(visit: Open) -> None:
+    page = visit()
+    page.get_by_label("Orbit").check()
+    page.wait_for_selector("#frames")
+    page.fill("#frames input[type=number]", "3")
+    page.press("#frames input[type=number]", "Enter")
+    choose_steps(page, 100)
+    page.click("#make")
+    page.wait_for_selector("#status progress")
+    page.click("#cancel")
+    await_status(page, "Cancelled")
+    assert not page.locator("#final img").count()
+    choose_steps(page, 2)
+    page.click("#make")
+    await_status(page, "Done: 3 views")
+    page.wait_for_function("document.querySelector('#video video')?.duration > 0")
+    page.wait_for_function("document.querySelector('#video video').currentTime > 0")
+
+
+def test_a_file_that_is_no_photo_is_refused_in_words(visit: Open, tmp_path: Path) -> None:
+    page = visit(example=None)
+    (tmp_path / "chair.png").write_text("not a picture")
+    page.set_input_files("#upload input[type=file]", tmp_path / "chair.png")
+    await_status(page, "chair.png: not an image")
+    assert "chair.png" in page.get_by_test_id("toast-text").inner_text()
+    assert not page.locator("#photo img").count()
+    page.click("#examples button >> nth=2")  # and the page works on
+    page.wait_for_selector("#coarse img")
+
+
+def test_two_users_keep_apart_and_leave_nothing_behind(visit: Open, server: tuple[str, Path]) -> None:
+    one, other = visit("chair"), visit("table")
+    theirs = picture(other, "coarse"), pose(other)
+    before = picture(one, "coarse")
+    assert before != theirs[0]
+    drag(one, -60, 0)
+    await_another(one, "coarse", before)
+    assert (picture(other, "coarse"), pose(other)) == theirs
+    sessions = list(server[1].glob("*/session-*"))
+    assert len(sessions) >= 2
+    for page in (one, other):
+        page.close()
+    spare = visit(example=None)
+    for _ in range(100):
+        if not any(folder.exists() for folder in sessions):
+            break
+        spare.wait_for_timeout(200)
+    assert not any(folder.exists() for folder in sessions)
+
+
+def test_the_keyboard_is_enough(visit: Open) -> None:
+    page = visit(example=None)
+
+    def reach(script: str) -> None:
+        for _ in range(60):
+            page.keyboard.press("Tab")
+            if page.evaluate(f"(() => {{ const on = document.activeElement; return {script}; }})()"):
+                return
+        pytest.fail(f"Tab does not reach what has {script}")
+
+    reach("on.closest('#examples') !== null")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#coarse img")
+    first = picture(page, "coarse")
+    reach("on.tagName === 'SIDESTEP-VIEWPORT'")
+    outline = "getComputedStyle(document.activeElement.shadowRoot.activeElement).outlineStyle"
+    assert page.evaluate(outline) == "solid"
+    for key in ("ArrowLeft", "ArrowLeft", "Shift+ArrowUp", "+"):
+        page.keyboard.press(key)
+    assert pose(page) == Pose(16, 10, 0.95)
+    second = await_another(page, "coarse", first)
+    await_fields(page, Pose(16, 10, 0.95))
+    reach("on.closest('#pose') !== null")
+    page.keyboard.press("ControlOrMeta+a")
+    page.keyboard.type("-30")
+    await_another(page, "coarse", second)
+    page.wait_for_function("document.querySelector('sidestep-viewport').pose.yaw === -30")
+    choose_steps(page, 2)
+    page.focus("#pose input")
+    reach("on.id === 'make'")
+    page.keyboard.press("Enter")
+    await_status(page, "Done")
+
+
+def test_a_phone_shows_it_all_without_scrolling_sideways(visit: Open) -> None:
+    page = visit(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True, color_scheme="dark")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    wide = page.evaluate(
+        "[...document.querySelectorAll('button, input, img, sidestep-viewport')]"
+        ".map((each) => each.getBoundingClientRect()).filter((box) => box.width && box.right > 391).length"
+    )
+    assert wide == 0
+    before = picture(page, "coarse")
+    spot = page.evaluate("document.querySelector('sidestep-viewport').spot")
+    box = page.locator("sidestep-viewport").bounding_box()
+    touch = page.context.new_cdp_session(page)
+
+    def point(kind: str, dx: float) -> None:
+        at = [{"x": box["x"] + spot["x"] + dx, "y": box["y"] + spot["y"]}] if kind != "touchEnd" else []
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": at})
+
+    point("touchStart", 0)
+    for dx in (-10, -25, -40):
+        point("touchMove", dx)
+    point("touchEnd", 0)
+    await_another(page, "coarse", before)
+    assert pose(page).yaw < 15
