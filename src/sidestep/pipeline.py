@@ -223,7 +223,7 @@ class NovelViewPipeline(DiffusionPipeline):
                     part.rename(temporary)
         if not push_to_hub:
             return None
-        return push_folder(folder, repo_id or folder.name, [part.name for part in parts], **hub)
+        return push_folder(folder, repo_id or folder.resolve().name, [part.name for part in parts], **hub)
 
     def push_to_hub(self, repo_id: str, **hub: Any) -> Any:
         """Uploads the model, with a card, to the hub.
