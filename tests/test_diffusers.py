@@ -175,6 +175,9 @@ WHOLE = [
 def test_pushing_uploads_the_whole_model_with_a_card(pipe: NovelViewPipeline, hub: Hub) -> None:
     assert pipe.push_to_hub("me/chairs", private=True, token="secret", commit_message="Chairs") == "commit on me/chairs"
     assert files(hub.root / "me/chairs") == WHOLE
+    index = json.loads((hub.root / "me/chairs" / INDEX).read_text())
+    code = [f"{index['_class_name'][0]}.py", f"tunet/{index['tunet'][0]}.py"]  # where diffusers looks for it
+    assert set(code) <= set(WHOLE)
     assert hub.calls == [
         {"private": True, "token": "secret", "exist_ok": True},
         {"token": "secret", "commit_message": "Chairs", "create_pr": False},
