@@ -47,7 +47,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
     folder = tmp_path_factory.mktemp("server")
     process = subprocess.Popen(
         [sys.executable, "-m", "sidestep", "app", "--port", "0"],
-        env={**os.environ, "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"},
+        # gradio looks for closed pages every 15 seconds, and four times a second where this is set.
+        env={**os.environ, "TMPDIR": str(folder), "OMP_NUM_THREADS": "1", "GRADIO_IS_E2E_TEST": "1"},
         stdout=subprocess.PIPE,
         text=True,
     )
