@@ -79,6 +79,7 @@ def measure(options: argparse.Namespace, fusion: Any, count: int) -> dict[str, A
 
     imported = time.perf_counter()
     pipe = NovelViewPipeline.from_pretrained(options.model, device=options.device)
+    pipe.set_progress_bar_config(disable=True)
     photo = load_image(options.photo)
     source = Camera.from_fov(DEFAULT_FOV, *photo.size)
     elevation = pipe.tunet.config.elevation
