@@ -8,7 +8,9 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from functools import cache
+from inspect import signature
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -239,6 +241,17 @@ def test_pages_about_extending_show_programs_that_run(
     program = "\n".join(_python(page))
     assert program
     exec(compile(program, str(page), "exec"), {"__name__": "example"})
+
+
+def test_every_setting_is_documented() -> None:
+    from sidestep.training import TrainConfig
+    from sidestep.tunet import TUNet
+
+    settings = [field.name for field in fields(TrainConfig)]
+    arguments = [name for name in signature(TUNet.__init__).parameters if name != "self"]
+    for page, names in (("training.md", settings), ("formats/model.md", arguments)):
+        text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+        assert not [name for name in names if f"`{name}`" not in text], page
 
 
 def test_examples_in_python_compile() -> None:
