@@ -62,7 +62,7 @@ class Handlers:
             "",
             gr.update(value=None, visible=False),
             gr.update(value=None, visible=False),
-            gr.update(value=None, interactive=False),
+            gr.update(value=None, visible=False),
             told("Ready. Drag the orange camera to where you want to look from."),
         )
 
@@ -172,7 +172,7 @@ class Handlers:
                         "",
                         gr.update(value=None, visible=False),
                         gr.update(value=None, visible=False),
-                        gr.update(value=None, interactive=False),
+                        gr.update(value=None, visible=False),
                         gr.update(interactive=True),
                     )
                 else:
@@ -197,7 +197,7 @@ class Handlers:
             final,
             gr.update(value={"coarse": coarse, "final": final}, visible=True),
             gr.update(value=made.video and str(made.video), visible=made.video is not None),
-            gr.update(value=str(made.archive), interactive=True),
+            gr.update(value=str(made.archive), visible=True),
             gr.update(interactive=False),
         )
 

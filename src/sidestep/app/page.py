@@ -144,17 +144,18 @@ def _lay_out(studio: Studio, photos: Sequence[Path]) -> Controls:
                     prompt = gr.Textbox(label="Prompt")
                     negative = gr.Textbox(label="Negative prompt", info="Acts beside a prompt.")
                     guidance = gr.Slider(0, 15, 3.5, step=0.1, label="Guidance")
-            video = gr.Video(
-                label="Video",
-                visible=False,
-                autoplay=True,
-                loop=True,
-                interactive=False,
-                buttons=[],
-                elem_id="video",
-            )
-            compare = parts.compare()
-            download = gr.DownloadButton("Download pictures and cameras", interactive=False, elem_id="download")
+            with gr.Row(elem_id="results"):
+                video = gr.Video(
+                    label="Video",
+                    visible=False,
+                    autoplay=True,
+                    loop=True,
+                    interactive=False,
+                    buttons=[],
+                    elem_id="video",
+                )
+                compare = parts.compare()
+            download = gr.DownloadButton("Download pictures and cameras", visible=False, elem_id="download")
 
     return Controls(
         upload=upload,

@@ -67,7 +67,6 @@ def build_app(studio: Studio, folder: Path, host: str = LOOPBACK[0]) -> FastAPI:
     app.get("/sidestep/model-card")(_model_card)
     app.mount("/sidestep", StaticFiles(directory=STATIC))
     page = build_page(studio, Sessions(studio, folder), example_photos())
-    fonts = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
     return gr.mount_gradio_app(
         app,
         page,
@@ -82,12 +81,25 @@ def build_app(studio: Studio, folder: Path, host: str = LOOPBACK[0]) -> FastAPI:
         pwa=False,
         mcp_server=False,
         css_paths=[STATIC / "page.css"],
-        theme=gr.themes.Default(
-            primary_hue="teal",
-            neutral_hue="slate",
-            font=fonts,
-            font_mono=["ui-monospace", "monospace"],
-        ),
+        theme=_theme(),
+    )
+
+
+def _theme() -> Any:
+    import gradio as gr
+
+    theme = gr.themes.Default(
+        primary_hue="teal",
+        neutral_hue="slate",
+        font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    )
+    fill, over = "*primary_700", "*primary_800"  # under white letters; the usual ones are too light for them
+    return theme.set(
+        button_primary_background_fill=fill,
+        button_primary_background_fill_dark=fill,
+        button_primary_background_fill_hover=over,
+        button_primary_background_fill_hover_dark=over,
     )
 
 
