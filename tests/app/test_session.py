@@ -98,7 +98,7 @@ def test_the_archive_holds_the_pictures_with_their_cameras(session: Session, pho
     assert (tmp_path / "out/video.mp4").stat().st_size > 0
     scenes = {scene.name: scene for scene in read_captures(tmp_path / "out")}
     assert set(scenes) == {"coarse", "views"}
-    assert [len(scene.frames) for scene in scenes.values()] == [4, 4]  # the photo first
+    assert [len(scene.frames) for scene in scenes.values()] == [4, 4]  # the photo is one
     expected = target(Camera.from_fov(45, 16, 16), Pose(), 20)
     assert torch.allclose(scenes["views"].frames[3].camera.world_to_camera, expected.world_to_camera, atol=1e-4)
     last = scenes["views"].frames[3].load()

@@ -216,7 +216,7 @@ def test_a_photo_is_dropped_looked_at_from_the_side_and_made(visit: Open, tmp_pa
     with zipfile.ZipFile(tmp_path / "views.zip") as archive:
         archive.extractall(tmp_path / "out")
     scenes = {scene.name: scene for scene in read_captures(tmp_path / "out")}
-    own, made = scenes["views"].frames
+    made, own = scenes["views"].frames
     assert np.array_equal(own.load(), resize_and_crop(photo, 256))
     assert torch.allclose(made.camera.world_to_camera, camera.world_to_camera, atol=1e-4)
     await_pixels(page, "final", np.asarray(made.load(), np.float32))

@@ -358,9 +358,9 @@ class Session:
     def _write(self, views: Views, chosen: int, fps: int) -> Made:
         folder = self._folder / "made"
         shutil.rmtree(folder, ignore_errors=True)
-        cameras = [views.source_camera, *views.cameras]
-        write_capture(folder / "views", [views.source, *views.images], cameras)
-        write_capture(folder / "coarse", [views.source, *views.coarse], cameras)
+        photo = (views.source, views.source_camera)
+        write_capture(folder / "views", views.images, views.cameras, photo)
+        write_capture(folder / "coarse", views.coarse, views.cameras, photo)
         video = None
         if len(views.images) > 1:
             video = folder / "video.mp4"
