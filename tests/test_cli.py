@@ -22,7 +22,7 @@ from sidestep.evaluation.results import Estimate, Figure, Results, Row
 from sidestep.pipeline import NovelViewPipeline, Views
 from sidestep.trajectories import orbit, step_aside
 
-COMMANDS = ("view", "encode", "train", "pretrain", "evaluate", "capture")
+COMMANDS = ("view", "app", "encode", "train", "pretrain", "evaluate", "capture")
 ASK = """
 import sys
 from sidestep.cli import main

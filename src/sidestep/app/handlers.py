@@ -69,16 +69,16 @@ class Handlers:
     def follow(
         self,
         pose: Any,
-        fov: float,
+        fov: float | None,
         model: str,
         category: str,
         path: str,
-        frames: int,
+        frames: float | None,
         request: gr.Request,
     ) -> Updates:
         """coarse, viewport: what the target sees, roughly, and the path to it."""
         try:
-            where = Pose.read(pose)
+            where, fov = Pose.read(pose), _filled(fov, "field of view")
             elevation = self._studio.elevation(model)
             drawn: dict[str, Any] = {"scene": poses.scene(elevation, fov), "path": []}
             if (kind := _path(path)) is not None:
@@ -129,18 +129,18 @@ class Handlers:
         self,
         turn: int,
         pose: Any,
-        fov: float,
+        fov: float | None,
         model: str,
         category: str,
         path: str,
-        frames: int,
-        fps: int,
+        frames: float | None,
+        fps: float | None,
         fusion: Any,
-        steps: int,
-        seed: int,
+        steps: float | None,
+        seed: float | None,
         prompt: str,
         negative_prompt: str,
-        guidance: float,
+        guidance: float | None,
         request: gr.Request,
     ) -> Iterator[Updates]:
         """status, coarse, final, compare, video, download, cancel"""
@@ -152,14 +152,14 @@ class Handlers:
         try:
             settings = Settings(
                 model,
-                fov,
+                _filled(fov, "field of view"),
                 category or None,
                 fusion,
                 _whole(steps, "steps"),
                 _whole(seed, "seed"),
                 prompt,
                 negative_prompt,
-                guidance,
+                _filled(guidance, "guidance"),
             )
             events = session.make(settings, Pose.read(pose), _path(path), _whole(frames, "frames"), _whole(fps, "fps"))
             for event in events:
@@ -233,9 +233,16 @@ def _path(name: str) -> poses.Path | None:
     raise SidestepError(f"path {name!r} is unknown; use {', '.join(poses.PATHS)}")
 
 
+def _filled(number: float | None, name: str) -> float:
+    if number is None:
+        raise SidestepError(f"the {name} is empty; fill it in")
+    return number
+
+
 def _whole(number: float | None, name: str) -> int:
-    if number is None or number != int(number):
-        raise SidestepError(f"{name} must be a whole number, not {number}")
+    number = _filled(number, name)
+    if number != int(number):
+        raise SidestepError(f"{name} must be a whole number, not {number:g}")
     return int(number)
 
 
