@@ -5,16 +5,20 @@ import importlib.util
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import fields
-from functools import cache
+from functools import cache, partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from inspect import signature
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import playwright.sync_api as playwright
 import pytest
 import typer
 import yaml
@@ -72,6 +76,39 @@ def test_the_site_loads_nothing_from_elsewhere(site: Path) -> None:
         assert not found, page
     for sheet in site.rglob("*.css"):
         assert not re.search(r"url\(['\"]?(https?:)?//|@import", sheet.read_text(encoding="utf-8")), sheet
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium is installed")
+    with playwright.sync_playwright() as running:
+        found = running.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+def test_equations_and_search_work_without_a_network(site: Path, browser: Any) -> None:
+    handler = partial(QuietHandler, directory=str(site))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        home = f"http://127.0.0.1:{server.server_port}/"
+        page = browser.new_page()
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(f"{home}method/")
+        page.wait_for_selector("div.arithmatex .katex")
+        assert page.locator(".katex-error").count() == 0
+        assert page.locator(".arithmatex").count() == page.locator(".arithmatex:has(.katex)").count()
+        page.goto(f"{home}?q=homography")
+        page.wait_for_selector(".md-search-result__item", state="attached")
+        assert all(url.startswith((home, "data:", "blob:")) for url in asked), asked
+        server.shutdown()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None: ...
 
 
 def test_links_to_code_lead_to_the_line_of_the_name(site: Path) -> None:
