@@ -62,7 +62,7 @@ def test_images_and_cameras_that_do_not_fit_are_refused(tmp_path, views):
     images, cameras = views
     with pytest.raises(SidestepError, match="4 images for 3 cameras"):
         write_capture(tmp_path / "out", images, cameras[:3])
-    with pytest.raises(SidestepError, match="image 000[.]png is 256x256"):
+    with pytest.raises(SidestepError, match=r"image 000[.]png is 256x256"):
         write_capture(tmp_path / "out", images[:1], [Camera.from_fov(40.0, 64, 64)])
     assert not (tmp_path / "out").exists()
 
