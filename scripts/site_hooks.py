@@ -155,7 +155,7 @@ def code_name(text: str) -> str | None:
 def _of_notebook(file: File, config: Any) -> list[File]:
     """A page, and the pictures in it."""
     pictures = f"{PurePosixPath(file.src_uri).stem}_files"
-    text, found = MarkdownExporter().from_filename(file.abs_src_path, {"output_files_dir": pictures})
+    text, found = MarkdownExporter().from_filename(str(file.abs_src_path), {"output_files_dir": pictures})
     parent = PurePosixPath(file.src_uri).parent
     return [
         File.generated(config, re.sub(r"\.ipynb$", ".md", file.src_uri), content=text),
