@@ -225,12 +225,16 @@ def test_a_photo_is_dropped_looked_at_from_the_side_and_made(visit: Open, tmp_pa
 def test_the_3d_view_stands_where_the_cameras_do(visit: Open) -> None:
     page = visit(example=None)
     source, elevation = Camera.from_fov(45, 2, 2), NovelViewPipeline.from_pretrained().tunet.config.elevation
-    for yaw, pitch, distance in ((20, 0, 1), (-65, 30, 1.5), (0, -25, 0.6)):
+    for yaw, pitch, distance in ((20, 0, 1), (-65, 30, 1.5), (0, -25, 0.6), (-80, 40, 1.9)):
         numbers = page.evaluate(
             "(pose) => { const view = document.querySelector('sidestep-viewport'); view.pose = pose; "
             "return view.matrix; }",
             {"yaw": yaw, "pitch": pitch, "distance": distance},
         )
+        spot = page.evaluate("document.querySelector('sidestep-viewport').spot")
+        box = page.locator("sidestep-viewport").bounding_box()
+        assert 0 < spot["x"] < box["width"]
+        assert 0 < spot["y"] < box["height"]
         (expected,) = matrices([target(source, Pose(yaw, pitch, distance), elevation)], source)
         assert numbers == pytest.approx(expected, abs=1e-5)
 

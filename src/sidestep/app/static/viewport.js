@@ -9,6 +9,7 @@ import * as THREE from "./three/three.module.min.js";
 
 const RAD = Math.PI / 180;
 const DISTANCE_STEP = 0.05;
+const MIDDLE = new THREE.Vector3(0, 0.08, 0.3); // what the scene turns about
 const PATH_CAMERAS = 12; // drawn of a path; its line goes through all
 const REACH = { mouse: 48, pen: 56, touch: 72 }; // pixels from the camera within which it is grabbed
 
@@ -55,7 +56,7 @@ export class Viewport extends HTMLElement {
   #scene = { elevation: 0, fov: 45, limits: { yaw: [-90, 90], pitch: [-60, 60], distance: [0.4, 2] } };
   #photo = "";
   #preview = "";
-  #view = { azimuth: 38, height: 26 };
+  #view = { azimuth: 38, height: 26, reach: 2.4 };
   #pointers = new Map();
   #grip = null;
   #asked = 0;
@@ -294,7 +295,7 @@ export class Viewport extends HTMLElement {
     this.previewPlane.position.set(0, 0, depth);
     this.previewPlane.scale.setScalar(2 * half * depth);
 
-    this.grid.position.y = -Math.max(0.3, Math.min(half, 0.8) * Math.cos(elevation * RAD));
+    this.grid.position.y = -Math.max(0.3, half * Math.cos(elevation * RAD));
 
     const { limits } = this.#scene;
     const steps = [...Array(49).keys()].map((i) => i / 48);
@@ -320,16 +321,29 @@ export class Viewport extends HTMLElement {
     this.#draw(true);
   }
 
+  /** Puts the eye just far enough away to see both cameras and the photo. */
   #look() {
-    // Far enough to see every camera, also where the view is narrow.
-    const reach = 1.75 + 0.62 * Math.max(1, this.#pose.distance);
-    const middle = new THREE.Vector3(0, 0.08, 0.3);
-    this.eye.position
-      .copy(this.#spot(this.#view.azimuth, this.#view.height, reach * Math.max(1, 1.25 / this.eye.aspect)))
-      .add(middle);
-    this.eye.lookAt(middle);
-    this.eye.updateProjectionMatrix();
-    this.eye.updateMatrixWorld();
+    const stand = () => {
+      this.eye.position.copy(this.#spot(this.#view.azimuth, this.#view.height, this.#view.reach)).add(MIDDLE);
+      this.eye.lookAt(MIDDLE);
+      this.eye.updateProjectionMatrix();
+      this.eye.updateMatrixWorld();
+    };
+    stand();
+    if (this.#grip?.kind === "camera") return; // what is under the pointer must stay there
+    this.world.updateMatrixWorld();
+    const corners = [-0.5, 0.5].flatMap((x) => [-0.5, 0.5].map((y) => new THREE.Vector3(x, y, 0)));
+    const spots = corners.map((each) => this.photoPlane.localToWorld(each));
+    spots.push(this.source.position, this.target.position);
+    const seen = () =>
+      spots.every((each) => {
+        const { x, y, z } = each.clone().project(this.eye);
+        return Math.max(Math.abs(x), Math.abs(y)) < 0.76 && Math.abs(z) < 1;
+      });
+    for (this.#view.reach = 2; this.#view.reach < 12; this.#view.reach *= 1.05) {
+      stand();
+      if (seen()) return;
+    }
   }
 
   #draw(now = false) {
