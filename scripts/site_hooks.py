@@ -2,7 +2,7 @@
 
 Pages are written for a reader of the repository, with relative links such as `../src/sidestep/fusion.py`. On the site
 the file lies under `repository/`: Markdown as a page, text as a page with its lines numbered, everything else
-(pictures, reports) as it is. What such Markdown links to follows.
+(pictures, reports, long tables) as it is. What such Markdown links to follows.
 
 A link to a Python file whose text is code says what is meant in it: [`fuse`](../src/sidestep/fusion.py) goes to the
 line of `fuse`, and [`Camera.rays`](...) to that method's. A name that the file does not define is a warning, so such
@@ -25,6 +25,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = "docs"
 MIRROR = "repository"
 PAGE_OF_TEXT = {".py": "python", ".yaml": "yaml", ".toml": "toml", ".json": "json", ".csv": "text", ".cff": "yaml"}
+LARGEST_PAGE = 100_000  # bytes; more lines with numbers than that take a browser many seconds
+
 # A block or span of code, which nothing is changed in, or else a link or picture.
 CODE_OR_LINK = re.compile(
     r"^(?P<fence>`{3,}|~{3,}).*?^(?P=fence)|^(?: {4}|\t)[^\n]*|(?P<ticks>`+)[^`].*?(?P=ticks)"
@@ -116,7 +118,14 @@ def _uri(place: str) -> str:
     """The source path on the site of a file of the repository."""
     if _inside(place):
         return re.sub(r"\.ipynb$", ".md", place.removeprefix(f"{DOCS}/"))
-    return f"{MIRROR}/{place}.md" if Path(place).suffix in PAGE_OF_TEXT else f"{MIRROR}/{place}"
+    return f"{MIRROR}/{place}.md" if _language(place) else f"{MIRROR}/{place}"
+
+
+def _language(place: str) -> str | None:
+    """What a page of the file is highlighted as; None if it is copied."""
+    path = ROOT / place
+    small = path.is_file() and path.stat().st_size <= LARGEST_PAGE
+    return PAGE_OF_TEXT.get(path.suffix) if small else None
 
 
 def _inside(place: str) -> bool:
@@ -137,7 +146,7 @@ def links(markdown: str) -> list[re.Match[str]]:
 
 
 def _mirrored(place: str, config: Any) -> File:
-    path, language = ROOT / place, PAGE_OF_TEXT.get(Path(place).suffix)
+    path, language = ROOT / place, _language(place)
     if language is None:
         return File.generated(config, _uri(place), abs_src_path=str(path), inclusion=InclusionLevel.NOT_IN_NAV)
     text = path.read_text(encoding="utf-8").rstrip()

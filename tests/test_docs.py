@@ -12,11 +12,13 @@ import threading
 from collections.abc import Iterator
 from dataclasses import fields
 from functools import cache, partial
+from html import unescape
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from inspect import signature
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.parse import unquote
 
 import playwright.sync_api as playwright
 import pytest
@@ -97,7 +99,7 @@ def test_equations_and_search_work_without_a_network(site: Path, browser: Any) -
         page = browser.new_page()
         asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url))
-        page.goto(f"{home}method/")
+        page.goto(f"{home}method.html")
         page.wait_for_selector("div.arithmatex .katex")
         assert page.locator(".katex-error").count() == 0
         assert page.locator(".arithmatex").count() == page.locator(".arithmatex:has(.katex)").count()
@@ -111,18 +113,27 @@ class QuietHandler(SimpleHTTPRequestHandler):
     def log_message(self, *_: Any) -> None: ...
 
 
+def test_what_pages_show_and_link_to_is_on_the_site(site: Path) -> None:
+    """Pictures and links in a page's own HTML too, which the build does not look at."""
+    address = re.compile(r"""<(?:a|img|source|video)\b[^>]*\b(?:src|href)="([^"#?:]+)["#?]""")
+    for page in site.rglob("*.html"):
+        if page.name != "404.html":  # its addresses begin at the host, because it stands for pages at any depth
+            for found in address.findall(page.read_text(encoding="utf-8")):
+                assert (page.parent / unquote(unescape(found))).exists(), f"{page.relative_to(site)}: {found}"
+
+
 def test_links_to_code_lead_to_the_line_of_the_name(site: Path) -> None:
     source = (ROOT / "src/sidestep/fusion.py").read_text(encoding="utf-8").splitlines()
     line = next(number for number, text in enumerate(source, 1) if text.startswith("def variance_fusion"))
-    method = (site / "method/index.html").read_text(encoding="utf-8")
-    assert f'repository/src/sidestep/fusion.py/#__codelineno-0-{line}"' in method
-    assert f'id="__codelineno-0-{line}"' in (site / "repository/src/sidestep/fusion.py/index.html").read_text()
+    method = (site / "method.html").read_text(encoding="utf-8")
+    assert f'repository/src/sidestep/fusion.py.html#__codelineno-0-{line}"' in method
+    assert f'id="__codelineno-0-{line}"' in (site / "repository/src/sidestep/fusion.py.html").read_text("utf-8")
 
 
 def test_every_public_name_is_in_the_reference(site: Path) -> None:
     import sidestep
 
-    reference = (site / "api/index.html").read_text(encoding="utf-8")
+    reference = (site / "api.html").read_text(encoding="utf-8")
     missing = [name for name in sidestep.__all__ if not re.search(rf'<h\d id="sidestep\.[\w.]*\b{name}"', reference)]
     assert not missing
 
