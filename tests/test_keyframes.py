@@ -10,7 +10,7 @@ import torch
 
 from sidestep.cameras import Camera
 from sidestep.errors import SidestepError
-from sidestep.keyframes import KeyFrame, along, read_key_frames
+from sidestep.keyframes import KeyFrame, along, read_key_frames, write_key_frames
 from sidestep.trajectories import step_aside
 
 PHOTO = Camera.from_fov(45, 96, 64)
@@ -98,6 +98,17 @@ def test_poses_are_relative_to_the_photo_and_turn_rigidly(reference: Camera) -> 
     turns = [math.acos(min(1.0, float(((a.rotation @ b.rotation.mT).trace() - 1) / 2))) for a, b in
              itertools.pairwise(cameras)]  # fmt: skip
     assert min(turns) > math.radians(5)
+
+
+def test_what_is_written_is_read_back_without_what_is_as_in_the_photo(tmp_path: Path) -> None:
+    pose = [[1.0, 0, 0, 0.1], [0, 1, 0, 0], [0, 0, 1, 1e-05], [0, 0, 0, 1]]
+    for keys in (
+        [KeyFrame(), KeyFrame(yaw=-25, distance=0.8, roll=1e-05), KeyFrame(pitch=5.5, fov=30)],
+        [KeyFrame(world_to_camera=pose, time=0), KeyFrame(world_to_camera=pose, time=2.5)],
+    ):
+        write_key_frames(keys, tmp_path / "keys.yaml")
+        assert read_key_frames(tmp_path / "keys.yaml") == keys
+        assert "null" not in (tmp_path / "keys.yaml").read_text()
 
 
 def test_yaml_and_json_say_the_same(tmp_path: Path) -> None:

@@ -10,16 +10,18 @@ What a key frame leaves out is as in the photo. Numbers mean what they mean in `
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
 from sidestep.cameras import Camera
 from sidestep.config import load_config, settings
 from sidestep.errors import SidestepError
+from sidestep.files import atomic_path
 from sidestep.trajectories import Easing, dolly, fractions, moved, step_aside, zoomed
 
 _WIDEST_TURN = 150.0  # degrees between two poses; at 180 there are two ways round
@@ -67,6 +69,14 @@ def read_key_frames(path: Path) -> list[KeyFrame]:
     except SidestepError as error:
         raise SidestepError(f"{path}: {error}") from None
     return keys
+
+
+def write_key_frames(keys: Sequence[KeyFrame], path: Path) -> None:
+    """Writes the YAML file that `read_key_frames` reads, without what is as in the photo."""
+    photo = asdict(KeyFrame())
+    rows = [{name: value for name, value in asdict(key).items() if value != photo[name]} for key in keys]
+    with atomic_path(path) as temporary:
+        temporary.write_text(yaml.safe_dump({"keyframes": rows}, sort_keys=False), encoding="utf-8")
 
 
 def along(

@@ -1,17 +1,20 @@
-"""A miniature model, and photos to give it."""
+"""Miniature models, and photos to give them."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from string import ascii_lowercase
 
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
+from diffusers import UNet2DConditionModel
 from PIL import ExifTags, Image
 
 import sidestep.devices
 from sidestep.app.session import Studio
+from sidestep.images import load_image
 from sidestep.pipeline import NovelViewPipeline
-from sidestep.tunet import TUNet
 
 
 @pytest.fixture(autouse=True)
@@ -20,32 +23,51 @@ def _single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny() -> NovelViewPipeline:
+def tiny(make_tiny_pipeline: Callable[..., NovelViewPipeline]) -> NovelViewPipeline:
+    return make_tiny_pipeline(categories=("chair", "table"), elevation=20.0)
+
+
+@pytest.fixture(scope="session")
+def reader(tiny: NovelViewPipeline, tmp_path_factory: pytest.TempPathFactory) -> NovelViewPipeline:
+    """The miniature model on a prior that reads text: letters."""
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("tokenizer")
+    words = ["<|startoftext|>", "<|endoftext|>", *ascii_lowercase, *(f"{letter}</w>" for letter in ascii_lowercase)]
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    told = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 12, "pad_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(told))
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ends = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "max_position_embeddings": 12}
     torch.manual_seed(0)
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    vae = AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, **blocks)
-    vae.decoder.conv_out.weight.data.mul_(3)  # else its pictures are nearly grey
-    one = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (32,)}
-    unet = UNet2DModel(sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, norm_num_groups=8, **one)
-    tunet = TUNet(
+    encoder = transformers.CLIPTextModel(transformers.CLIPTextConfig(vocab_size=len(words) + 1, **size, **ends))
+    blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
+    unet = UNet2DConditionModel(
         sample_size=8,
-        block_out_channels=(16, 32),
-        attention_levels=1,
-        head_dim=8,
-        cross_attention_dim=24,
-        time_embed_dim=24,
-        norm_groups=4,
-        categories=("chair", "table"),
-        inversion_steps=4,
-        elevation=20.0,
-    ).eval()
-    schedule = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
-    return NovelViewPipeline(tunet, vae, unet, schedule)
+        block_out_channels=(32,),
+        norm_num_groups=8,
+        layers_per_block=1,
+        cross_attention_dim=16,
+        attention_head_dim=8,
+        **blocks,
+    )
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(folder)
+    return NovelViewPipeline(tiny.tunet, tiny.vae, unet, tiny.scheduler, encoder, tokenizer)
 
 
 @pytest.fixture
 def studio(tiny: NovelViewPipeline) -> Studio:
     return Studio(["tiny"], lambda name: tiny)
+
+
+@pytest.fixture
+def reading_studio(tiny: NovelViewPipeline, reader: NovelViewPipeline) -> Studio:
+    """A choice of two models, the second of which reads text; its captioner tells photos apart."""
+
+    def describe(photo: Path) -> str:
+        return "ab " + ascii_lowercase[np.asarray(load_image(photo), np.int64).sum() % 26]
+
+    return Studio(["tiny", "reader"], {"tiny": tiny, "reader": reader}.__getitem__, describe)
 
 
 @pytest.fixture

@@ -2,19 +2,23 @@
 
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from sidestep.app import session as module
+from sidestep.app.poses import Path as CameraPath
 from sidestep.app.poses import Pose, target
 from sidestep.app.session import Cancelled, Coarse, Made, Session, Sessions, Settings, Step, Studio
 from sidestep.cameras import Camera
 from sidestep.captures import read_captures
 from sidestep.errors import SidestepError
+from sidestep.keyframes import along, read_key_frames
 from sidestep.pipeline import NovelViewPipeline
 
 SETTINGS = Settings("tiny", 45.0, steps=3)
@@ -91,7 +95,7 @@ def test_work_tells_its_stages_and_shows_the_coarse_view_first(session: Session,
 
 def test_the_archive_holds_the_pictures_with_their_cameras(session: Session, photo: Path, tmp_path: Path) -> None:
     session.open(photo)
-    made = finish(session, path="orbit", frames=3, fps=5)
+    made = finish(session, path=CameraPath("orbit", 3), fps=5)
     assert made.shown == 2
     with zipfile.ZipFile(made.archive) as archive:
         archive.extractall(tmp_path / "out")
@@ -104,6 +108,61 @@ def test_the_archive_holds_the_pictures_with_their_cameras(session: Session, pho
     last = scenes["views"].frames[3].load()
     assert not differ(last, made.views.images[2])
     assert made.video is not None
+
+
+def test_key_frames_are_made_and_kept_for_the_command_line(session: Session, photo: Path, tmp_path: Path) -> None:
+    session.open(photo)
+    keys = (Pose(0), Pose(30, 10, 0.8), Pose(-20.5, 0, 1.25))
+    made = finish(session, path=CameraPath("keys", 5, "smooth", keys))
+    with zipfile.ZipFile(made.archive) as archive:
+        archive.extract("keys.yaml", tmp_path)
+    read = read_key_frames(tmp_path / "keys.yaml")
+    assert [(key.yaw, key.pitch, key.distance) for key in read] == [(0, 0, 1), (30, 10, 0.8), (-20.5, 0, 1.25)]
+    source = made.views.source_camera
+    for one, other in zip(along(read, source, 5, elevation=20, easing="smooth"), made.views.cameras, strict=True):
+        assert torch.allclose(one.world_to_camera, other.world_to_camera, atol=1e-5)
+
+
+def test_a_video_that_comes_back_is_longer(session: Session, photo: Path) -> None:
+    session.open(photo)
+    counts = []
+    for loop in (False, True):
+        made = finish(session, path=CameraPath("orbit", 4), loop=loop)
+        with av.open(str(made.video)) as video:
+            counts.append(sum(1 for _ in video.decode(video=0)))
+        assert len(made.views.images) == 4
+    assert counts == [4, 6]
+
+
+def test_consistency_steadies_the_views_of_a_path(session: Session, photo: Path) -> None:
+    session.open(photo)
+    path = CameraPath("orbit", 3)
+    loose = finish(session, path=path)
+    *_, steady = session.make(replace(SETTINGS, consistency=0.8), Pose(), path)
+    assert isinstance(steady, Made)
+    assert differ(loose.views.coarse[0], steady.views.coarse[0])
+
+
+def test_a_photo_is_described_and_the_words_guide_the_view(
+    reading_studio: Studio, photo: Path, other_photo: Path, tmp_path: Path
+) -> None:
+    session = Sessions(reading_studio, tmp_path).of("one")
+    with pytest.raises(SidestepError, match="drop one"):
+        session.describe()
+    session.open(other_photo)
+    another = session.describe()
+    session.open(photo)
+    told = session.describe()
+    assert told != another
+    settings = replace(SETTINGS, model="reader", guidance=15.0)
+    pictures = []
+    for prompt in (None, told, f"zyx {told}"):
+        *_, made = session.make(replace(settings, prompt=prompt), Pose())
+        assert isinstance(made, Made)
+        pictures.append(made.views.images[0])
+    plain, described, edited = pictures
+    assert differ(plain, described)
+    assert differ(described, edited)
 
 
 def test_cancelling_ends_the_work_and_the_next_work_goes_on(session: Session, photo: Path) -> None:
@@ -119,7 +178,7 @@ def test_cancelling_ends_the_work_and_the_next_work_goes_on(session: Session, ph
 
 def test_closing_the_iterator_stops_the_work(session: Session, photo: Path) -> None:
     session.open(photo)
-    work = session.make(Settings("tiny", 45.0, steps=100), Pose(), "orbit", frames=60)
+    work = session.make(Settings("tiny", 45.0, steps=100), Pose(), CameraPath("orbit", 60))
     next(work)
     work.close()
     finish(session)  # waits for the last step of it
@@ -128,7 +187,7 @@ def test_closing_the_iterator_stops_the_work(session: Session, photo: Path) -> N
 
 def test_new_work_takes_the_place_of_the_old(session: Session, photo: Path) -> None:
     session.open(photo)
-    old = session.make(Settings("tiny", 45.0, steps=100), Pose(), "orbit", frames=60)
+    old = session.make(Settings("tiny", 45.0, steps=100), Pose(), CameraPath("orbit", 60))
     next(old)
     finish(session)
     with pytest.raises(Cancelled):
@@ -148,7 +207,7 @@ def test_a_drag_is_answered_while_long_work_goes_on(studio: Studio, photo: Path,
     busy, dragging = (Sessions(studio, tmp_path).of(name) for name in ("one", "two"))
     for session in (busy, dragging):
         session.open(photo)
-    work = busy.make(Settings("tiny", 45.0, steps=100), Pose(), "orbit", frames=60)
+    work = busy.make(Settings("tiny", 45.0, steps=100), Pose(), CameraPath("orbit", 60))
     next(work)
     dragging.coarse(SETTINGS, Pose())
     assert busy.busy
@@ -170,7 +229,9 @@ def test_without_a_photo_there_is_a_hint(session: Session) -> None:
         (Settings("tiny", 45.0, category="spoon"), {}, "spoon"),
         (Settings("tiny", 45.0, prompt="a red chair"), {}, "text"),
         (Settings("tiny", 200.0), {}, "field of view"),
-        (SETTINGS, {"path": "orbit", "frames": 1000}, "1000 frames"),
+        (SETTINGS, {"path": CameraPath("orbit", 1000)}, "1000 frames"),
+        (SETTINGS, {"path": CameraPath("keys", 5, keys=(Pose(),))}, "1 key frames"),
+        (Settings("tiny", 45.0, consistency=2.0), {"path": CameraPath("orbit", 2)}, "consistency"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(

@@ -19,6 +19,7 @@ from sidestep.pipeline import DEFAULT_FOV, NovelViewPipeline
 logger = logging.getLogger(__name__)
 
 SINGLE = "view"  # the choice beside the paths
+MAX_KEYS = 24
 MAKE_VIEW, MAKE_VIDEO = "Make the view", "Make the video"
 WAITING = "Waiting for its turn"
 FAULT = "Something went wrong; the terminal that runs sidestep app says what."
@@ -53,10 +54,10 @@ class Handlers:
         except SidestepError as error:
             yield (None, *kept, _refused(error))
             return
-        note = "from the photo's EXIF" if fov else f"not in the photo's EXIF; {DEFAULT_FOV:g} is assumed"
+        note = "by EXIF" if fov else "a guess"
         yield (
             None,
-            gr.update(value=round(fov or DEFAULT_FOV, 1), info=f"Degrees across the shorter side, {note}."),
+            gr.update(value=round(fov or DEFAULT_FOV, 1), info=f"Across the shorter side, {note}."),
             photo,
             gr.update(photo=photo, preview=""),
             "",
@@ -72,19 +73,20 @@ class Handlers:
         fov: float | None,
         model: str,
         category: str,
-        path: str,
+        kind: str,
         frames: float | None,
+        smooth: bool,
+        keys: Any,
         request: gr.Request,
     ) -> Updates:
-        """coarse, viewport: what the target sees, roughly, and the path to it."""
+        """coarse, viewport: what the target sees, roughly, and the path."""
         try:
             where, fov = Pose.read(pose), _filled(fov, "field of view")
             elevation = self._studio.elevation(model)
             drawn: dict[str, Any] = {"scene": poses.scene(elevation, fov), "path": []}
-            if (kind := _path(path)) is not None:
+            if (path := _path(kind, frames, smooth, keys)) is not None:
                 source = Camera.from_fov(fov, 2, 2)
-                cameras = poses.along(kind, source, where, _whole(frames, "frames"), elevation)
-                drawn["path"] = poses.matrices(cameras, source)
+                drawn["path"] = poses.matrices(poses.drawn(path, source, where, elevation), source)
             session = self._session(request)
             if not session.has_photo:
                 return "", gr.update(**drawn)
@@ -94,17 +96,18 @@ class Handlers:
         return preview, gr.update(**drawn, preview=preview)
 
     def choose_path(self, name: str, pose: Any) -> Updates:
-        """viewport, yaw, pitch, distance, frames and fps, make: a path needs a target to reach."""
-        path = _path(name)
+        """viewport, yaw, pitch, distance, key frames, film, make: a path needs a target to reach."""
+        kind = _kind(name)
         try:
             where = Pose.read(pose)
         except SidestepError:
             where = Pose()
-        if path is not None and not poses.spans(path, where):
-            where = poses.START[path]
+        if kind is not None and not poses.spans(kind, where):
+            where = poses.START[kind]
         numbers = {"yaw": where.yaw, "pitch": where.pitch, "distance": where.distance}
-        label = MAKE_VIEW if path is None else MAKE_VIDEO
-        return numbers, *numbers.values(), gr.update(visible=path is not None), gr.update(value=label)
+        recorder, film = gr.update(visible=kind == "keys"), gr.update(visible=kind is not None)
+        label = MAKE_VIEW if kind is None else MAKE_VIDEO
+        return numbers, *numbers.values(), recorder, film, gr.update(value=label)
 
     def choose_model(self, model: str, request: gr.Request) -> Updates:
         """category, text settings, photo, viewport"""
@@ -121,6 +124,14 @@ class Handlers:
             gr.update(photo=photo),
         )
 
+    def describe(self, request: gr.Request) -> Iterator[Updates]:
+        """prompt, status"""
+        yield gr.skip(), told("Description of the photo")
+        try:
+            yield self._session(request).describe(), told("Described. Edit the words under Prompt.")
+        except SidestepError as error:
+            yield gr.skip(), _refused(error)
+
     def begin(self, request: gr.Request) -> Updates:
         """turn, status, cancel: at once, also where others' work goes first."""
         return self._session(request).begin(), told(WAITING), gr.update(interactive=True)
@@ -132,12 +143,16 @@ class Handlers:
         fov: float | None,
         model: str,
         category: str,
-        path: str,
+        kind: str,
         frames: float | None,
+        smooth: bool,
+        keys: Any,
         fps: float | None,
+        loop: bool,
         fusion: Any,
         steps: float | None,
         seed: float | None,
+        consistency: float | None,
         prompt: str,
         negative_prompt: str,
         guidance: float | None,
@@ -157,12 +172,13 @@ class Handlers:
                 fusion,
                 _whole(steps, "steps"),
                 _whole(seed, "seed"),
+                _filled(consistency, "consistency"),
                 prompt,
                 negative_prompt,
                 _filled(guidance, "guidance"),
             )
-            events = session.make(settings, Pose.read(pose), _path(path), _whole(frames, "frames"), _whole(fps, "fps"))
-            for event in events:
+            path = _path(kind, frames, smooth, keys)
+            for event in session.make(settings, Pose.read(pose), path, _whole(fps, "fps"), loop, turn):
                 if isinstance(event, Step):
                     yield only(told(event.stage, event.done, event.total), True)
                 elif isinstance(event, Coarse):
@@ -224,13 +240,25 @@ def reads_text(pipe: NovelViewPipeline) -> bool:
     return pipe.text_encoder is not None
 
 
-def _path(name: str) -> poses.Path | None:
+def _kind(name: str) -> poses.Kind | None:
     if name == SINGLE:
         return None
-    for path in poses.PATHS:
-        if path == name:
-            return path
-    raise SidestepError(f"path {name!r} is unknown; use {', '.join(poses.PATHS)}")
+    for kind in poses.KINDS:
+        if kind == name:
+            return kind
+    raise SidestepError(f"path {name!r} is unknown; use {', '.join(poses.KINDS)}")
+
+
+def _path(name: str, frames: float | None, smooth: bool, keys: Any) -> poses.Path | None:
+    kind = _kind(name)
+    if kind is None:
+        return None
+    recorded: tuple[Pose, ...] = ()
+    if kind == "keys":
+        recorded = tuple(Pose.read(key) for key in keys or ())
+        if len(recorded) > MAX_KEYS:
+            raise SidestepError(f"{len(recorded)} key frames; use up to {MAX_KEYS}")
+    return poses.Path(kind, _whole(frames, "frames"), "smooth" if smooth else "linear", recorded)
 
 
 def _filled(number: float | None, name: str) -> float:

@@ -15,7 +15,14 @@ from sidestep.images import load_image, resize_and_crop
 from sidestep.models import BUNDLED
 from sidestep.pipeline import DEFAULT_FOV, Fusion
 
-PATHS = [("One view", SINGLE), ("Orbit", "orbit"), ("Dolly", "dolly"), ("Spiral", "spiral")]
+PATHS = [
+    ("One view", SINGLE),
+    ("Orbit", "orbit"),
+    ("Dolly", "dolly"),
+    ("Dolly zoom", "dolly-zoom"),
+    ("Spiral", "spiral"),
+    ("Key frames", "keys"),
+]
 
 _HEAD = """
 <header><h1>Sidestep</h1><p>Take one photo, step to the side, look again.</p></header>
@@ -30,6 +37,7 @@ _CREDIT = '<p class="credit">Examples rendered from models by Scopia, CC BY 3.0.
 _TO_NUMBERS = "(pose) => [pose.yaw, pose.pitch, pose.distance]"
 _TO_POSE = """(yaw, pitch, distance, last) =>
     [[yaw, pitch, distance].every(Number.isFinite) ? { yaw, pitch, distance } : last]"""  # not while one is typed
+_ADD, _REMOVE, _CLEAR = "(keys, pose) => [[...keys, pose]]", "(keys) => [keys.slice(0, -1)]", "() => [[]]"
 
 
 @dataclass(frozen=True)
@@ -41,16 +49,25 @@ class Controls:
     viewport: gr.HTML
     pose: list[gr.Number]
     path: gr.Radio
-    film: gr.Row
+    recorder: gr.Column
+    keys: gr.HTML
+    add: gr.Button
+    remove: gr.Button
+    clear: gr.Button
+    film: gr.Column
     frames: gr.Slider
     fps: gr.Slider
+    smooth: gr.Checkbox
+    loop: gr.Checkbox
     model: gr.Dropdown
     category: gr.Dropdown
     fov: gr.Number
     fusion: gr.Dropdown
     steps: gr.Number
     seed: gr.Number
+    consistency: gr.Slider
     text: gr.Group
+    describe: gr.Button
     prompts: list[gr.Textbox]
     guidance: gr.Slider
     photo: gr.HTML
@@ -103,16 +120,24 @@ def _lay_out(studio: Studio, photos: Sequence[Path]) -> Controls:
                 pitch = _number("Pitch °", start.pitch, poses.PITCH)
                 distance = _number("Distance", start.distance, poses.DISTANCE, step=0.05)
             path = gr.Radio(PATHS, value=SINGLE, label="Path", elem_id="path")
-            with gr.Row(visible=False) as film:
-                frames = gr.Slider(2, MAX_FRAMES, 24, step=1, label="Frames", min_width=120, elem_id="frames")
-                fps = gr.Slider(1, 60, 12, step=1, label="Frames a second", min_width=120)
+            with gr.Column(visible=False, elem_id="recorder") as recorder:
+                keys = parts.key_frames()
+                with gr.Row():
+                    add = gr.Button("Add this camera", size="sm", min_width=120, elem_id="add")
+                    remove = gr.Button("Remove the last", size="sm", min_width=120)
+                    clear = gr.Button("Clear", size="sm", min_width=70)
+            with gr.Column(visible=False) as film:
+                with gr.Row():
+                    frames = gr.Slider(2, MAX_FRAMES, 24, step=1, label="Frames", min_width=120, elem_id="frames")
+                    fps = gr.Slider(1, 60, 12, step=1, label="Frames a second", min_width=120)
+                with gr.Row():
+                    smooth = gr.Checkbox(label="Start and stop gently", min_width=120)
+                    loop = gr.Checkbox(label="Play there and back", min_width=120)
         with gr.Column(scale=5, min_width=320):
             with gr.Row(elem_id="pictures"):
-                photo = parts.figure("Photo", "The photo as the model sees it", "none yet", "photo")
-                coarse = parts.figure(
-                    "Coarse, live", "Coarse view from the target camera", "follows the camera", "coarse", "live"
-                )
-                final = parts.figure("Final", "Final view from the target camera", "made on demand", "final")
+                photo = parts.figure("Photo", "its centre square", "The photo as the model sees it", "photo")
+                coarse = parts.figure("Coarse", "layout, live", "Coarse view from the target camera", "coarse", "live")
+                final = parts.figure("Final", "detail, on demand", "Final view from the target camera", "final")
             with gr.Row(elem_id="act"):
                 make = gr.Button(MAKE_VIEW, variant="primary", elem_id="make", scale=3, min_width=140)
                 cancel = gr.Button("Cancel", interactive=False, elem_id="cancel", scale=1, min_width=90)
@@ -140,8 +165,12 @@ def _lay_out(studio: Studio, photos: Sequence[Path]) -> Controls:
                     )
                     steps = _number("Steps", 30, (1, MAX_STEPS), info="Of the sampling.", precision=0, elem_id="steps")
                     seed = _number("Seed", 0, (0, 2**32 - 1), info="Where noise is drawn.", precision=0)
-                with gr.Group(visible=reads_text(pipe)) as text:
-                    prompt = gr.Textbox(label="Prompt")
+                consistency = gr.Slider(
+                    0, 1, 0, step=0.05, label="Consistency", info="How much the views of a path are steadied."
+                )
+                with gr.Group(visible=reads_text(pipe), elem_id="text") as text:
+                    prompt = gr.Textbox(label="Prompt", info="What the final view is guided towards.")
+                    describe = gr.Button("Describe the photo", size="sm", elem_id="describe")
                     negative = gr.Textbox(label="Negative prompt", info="Acts beside a prompt.")
                     guidance = gr.Slider(0, 15, 3.5, step=0.1, label="Guidance")
             with gr.Row(elem_id="results"):
@@ -163,16 +192,25 @@ def _lay_out(studio: Studio, photos: Sequence[Path]) -> Controls:
         viewport=viewport,
         pose=[yaw, pitch, distance],
         path=path,
+        recorder=recorder,
+        keys=keys,
+        add=add,
+        remove=remove,
+        clear=clear,
         film=film,
         frames=frames,
         fps=fps,
+        smooth=smooth,
+        loop=loop,
         model=model,
         category=category,
         fov=fov,
         fusion=fusion,
         steps=steps,
         seed=seed,
+        consistency=consistency,
         text=text,
+        describe=describe,
         prompts=[prompt, negative],
         guidance=guidance,
         photo=photo,
@@ -188,7 +226,7 @@ def _lay_out(studio: Studio, photos: Sequence[Path]) -> Controls:
 
 
 def _connect(page: gr.Blocks, on: Controls, do: Handlers) -> None:
-    scene = [on.viewport, on.fov, on.model, on.category, on.path, on.frames]
+    scene = [on.viewport, on.fov, on.model, on.category, on.path, on.frames, on.smooth, on.keys]
     opened = [on.upload, on.fov, on.photo, on.viewport, on.final, on.compare, on.video, on.download, on.status]
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     follow: dict[str, Any] = {"fn": do.follow, "inputs": scene, "outputs": [on.coarse, on.viewport], **quiet}
@@ -203,16 +241,28 @@ def _connect(page: gr.Blocks, on: Controls, do: Handlers) -> None:
     on.viewport.input(**follow, **newest)
     numbers = [each.input for each in on.pose]
     gr.on(numbers, None, [*on.pose, on.viewport], [on.viewport], js=_TO_POSE, **quiet, **newest).then(**follow)
-    gr.on([on.fov.input, on.category.input, on.frames.release], **follow, **newest)
+    gr.on([on.fov.input, on.category.input, on.frames.release, on.smooth.input], **follow, **newest)
+    for button, inputs, change in (
+        (on.add, [on.keys, on.viewport], _ADD),
+        (on.remove, [on.keys], _REMOVE),
+        (on.clear, None, _CLEAR),
+    ):
+        button.click(None, inputs, [on.keys], js=change, **quiet).then(**follow)
     on.path.input(
-        do.choose_path, [on.path, on.viewport], [on.viewport, *on.pose, on.film, on.make], queue=False, **quiet
+        do.choose_path,
+        [on.path, on.viewport],
+        [on.viewport, *on.pose, on.recorder, on.film, on.make],
+        queue=False,
+        **quiet,
     ).then(**follow)
     on.model.input(do.choose_model, [on.model], [on.category, on.text, on.photo, on.viewport], **quiet).then(**follow)
+
+    on.describe.click(do.describe, None, [on.prompts[0], on.status], concurrency_limit=1, **quiet)
 
     turn = gr.State(0)
     on.make.click(do.begin, None, [turn, on.status, on.cancel], queue=False, **quiet).then(
         do.make,
-        [turn, *scene, on.fps, on.fusion, on.steps, on.seed, *on.prompts, on.guidance],
+        [turn, *scene, on.fps, on.loop, on.fusion, on.steps, on.seed, on.consistency, *on.prompts, on.guidance],
         [on.status, on.coarse, on.final, on.compare, on.video, on.download, on.cancel],
         concurrency_limit=1,
         trigger_mode="multiple",  # also while the last work is still ending

@@ -44,8 +44,8 @@ import(new URL('sidestep/viewport.js', document.baseURI)).then(() => {
 
 _FIGURE = """
 <figure class="figure ${tone}">
-    <div class="frame">${value ? `<img src="${value}" alt="${alt}">` : `<span>${empty}</span>`}</div>
-    <figcaption>${caption}</figcaption>
+    <div class="frame">${value ? `<img src="${value}" alt="${alt}">` : ''}</div>
+    <figcaption>${caption} <small>${note}</small></figcaption>
 </figure>
 """
 
@@ -91,6 +91,14 @@ element.addEventListener('click', (event) => {
 """
 
 
+_KEY_FRAMES = """
+<ol class="keys" aria-label="Key frames" aria-live="polite">
+    ${value.map((key) => `<li>${key.yaw}° yaw, ${key.pitch}° pitch, distance ${key.distance}</li>`).join('')}
+</ol>
+${value.length < 2 ? '<p class="hint">Move the orange camera and add it, two times or more.</p>' : ''}
+"""
+
+
 def data_url(image: Image.Image) -> str:
     """A picture as a URL that holds it, so that it leaves no file behind."""
     file = io.BytesIO()
@@ -114,8 +122,8 @@ def viewport(elevation: float, fov: float) -> gr.HTML:
     )
 
 
-def figure(caption: str, alt: str, empty: str, elem_id: str, tone: str = "") -> gr.HTML:
-    """A picture with its name below. Its value is a URL, "" while there is none."""
+def figure(caption: str, note: str, alt: str, elem_id: str, tone: str = "") -> gr.HTML:
+    """A picture with its name and a few words below. Its value is a URL, "" while there is none."""
     return gr.HTML(
         "",
         html_template=_FIGURE,
@@ -123,10 +131,15 @@ def figure(caption: str, alt: str, empty: str, elem_id: str, tone: str = "") -> 
         apply_default_css=False,
         elem_id=elem_id,
         caption=caption,
+        note=note,
         alt=alt,
-        empty=empty,
         tone=tone,
     )
+
+
+def key_frames() -> gr.HTML:
+    """The list of key frames. Its value is a list of poses, each as the viewport's value."""
+    return gr.HTML([], html_template=_KEY_FRAMES, js_on_load=None, apply_default_css=False, elem_id="keys")
 
 
 def compare() -> gr.HTML:

@@ -9,10 +9,12 @@ import torch
 
 from sidestep.cameras import Camera
 from sidestep.errors import SidestepError
-from sidestep.trajectories import dolly, orbit, spiral, step_aside
+from sidestep.keyframes import KeyFrame
+from sidestep.keyframes import along as through
+from sidestep.trajectories import Easing, dolly, dolly_zoom, orbit, spiral, step_aside
 
-Path = Literal["orbit", "dolly", "spiral"]
-PATHS: tuple[Path, ...] = get_args(Path)
+Kind = Literal["orbit", "dolly", "dolly-zoom", "spiral", "keys"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 YAW = (-90.0, 90.0)
 PITCH = (-60.0, 60.0)
@@ -56,13 +58,47 @@ class Pose:
         return pose
 
 
+@dataclass(frozen=True)
+class Path:
+    """The cameras of a video.
+
+    Attributes:
+        kind: "keys" goes through key frames, all others to the target.
+        frames: how many cameras.
+        easing: how they are spread.
+        keys: of "keys", evenly spaced in time.
+    """
+
+    kind: Kind
+    frames: int = 24
+    easing: Easing = "linear"
+    keys: tuple[Pose, ...] = ()
+
+    @property
+    def key_frames(self) -> list[KeyFrame]:
+        """The keys as the command line reads them."""
+        return [KeyFrame(key.yaw, key.pitch, key.distance) for key in self.keys]
+
+    @property
+    def shown(self) -> int:
+        """Which frame stands for all as a still: the last one, and of a spiral one far to its side."""
+        return round(0.3 * (self.frames - 1)) if self.kind == "spiral" else self.frames - 1
+
+
 # Where a path needs the target elsewhere than beside the photo; the same as the command line's defaults.
-START: dict[Path, Pose] = {"orbit": Pose(30.0), "dolly": Pose(0.0, distance=0.7), "spiral": Pose(20.0, 8.0)}
+START: dict[Kind, Pose] = {
+    "orbit": Pose(30.0),
+    "dolly": Pose(0.0, distance=0.7),
+    "dolly-zoom": Pose(0.0, distance=0.7),
+    "spiral": Pose(20.0, 8.0),
+}
 
 
-def spans(path: Path, pose: Pose) -> bool:
-    """Whether a path to this target moves at all."""
-    return pose.distance != 1 if path == "dolly" else pose.yaw != 0 or (path == "spiral" and pose.pitch != 0)
+def spans(kind: Kind, pose: Pose) -> bool:
+    """Whether a path to this target moves at all; one through key frames does not need the target."""
+    if kind in ("dolly", "dolly-zoom"):
+        return pose.distance != 1
+    return kind == "keys" or pose.yaw != 0 or (kind == "spiral" and pose.pitch != 0)
 
 
 def target(source: Camera, pose: Pose, elevation: float) -> Camera:
@@ -79,25 +115,33 @@ def target(source: Camera, pose: Pose, elevation: float) -> Camera:
     return dolly(aside, 1, distance=(pose.distance, pose.distance))[0]
 
 
-def along(path: Path, source: Camera, pose: Pose, frames: int, elevation: float) -> list[Camera]:
-    """A path that the target spans: an orbit from its mirror image to it, a dolly from the photo straight to its
-    distance, or a spiral as wide as its yaw and pitch.
+def along(path: Path, source: Camera, pose: Pose, elevation: float) -> list[Camera]:
+    """A path through its key frames, or one that the target spans: an orbit from its mirror image to it, a dolly from
+    the photo's distance straight to it, or a spiral as wide as its yaw and pitch.
 
     Raises:
-        SidestepError: as `step_aside`.
+        SidestepError: as `step_aside`, or if there are fewer than two key frames.
     """
-    if path == "dolly":
-        return dolly(source, frames, distance=(1.0, pose.distance))
-    if path == "spiral":
-        cameras = spiral(source, frames, yaw=pose.yaw, pitch=pose.pitch, elevation=elevation)
+    frames, easing = path.frames, path.easing
+    if path.kind == "keys":
+        return through(path.key_frames, source, frames, elevation=elevation, easing=easing)
+    if path.kind in ("dolly", "dolly-zoom"):
+        aside = step_aside(source, pose.yaw, pose.pitch, elevation=elevation)
+        move = dolly if path.kind == "dolly" else dolly_zoom
+        return move(aside, frames, distance=(1.0, pose.distance), easing=easing)
+    if path.kind == "spiral":
+        cameras = spiral(source, frames, yaw=pose.yaw, pitch=pose.pitch, elevation=elevation, easing=easing)
     else:
-        cameras = orbit(source, frames, yaw=(-pose.yaw, pose.yaw), pitch=(pose.pitch, pose.pitch), elevation=elevation)
+        yaw, pitch = (-pose.yaw, pose.yaw), (pose.pitch, pose.pitch)
+        cameras = orbit(source, frames, yaw=yaw, pitch=pitch, elevation=elevation, easing=easing)
     return [dolly(camera, 1, distance=(pose.distance, pose.distance))[0] for camera in cameras]
 
 
-def shown(path: Path, frames: int) -> int:
-    """Which frame of a path stands for it as a still: the one at the target, and of a spiral one far to its side."""
-    return round(0.3 * (frames - 1)) if path == "spiral" else frames - 1
+def drawn(path: Path, source: Camera, pose: Pose, elevation: float) -> list[Camera]:
+    """What the 3D view shows of a path: its cameras, also of key frames that are too few for one yet."""
+    if path.kind == "keys" and len(path.keys) < 2:
+        return [target(source, key, elevation) for key in path.keys]
+    return along(path, source, pose, elevation)
 
 
 def scene(elevation: float, fov: float) -> dict[str, Any]:

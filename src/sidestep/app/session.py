@@ -13,13 +13,15 @@ from threading import Lock, Thread
 from PIL import Image, UnidentifiedImageError
 
 from sidestep.app.poses import Path as CameraPath
-from sidestep.app.poses import Pose, along, shown, target
+from sidestep.app.poses import Pose, along, target
 from sidestep.app.turns import Turns
 from sidestep.cameras import Camera
+from sidestep.captions import caption
 from sidestep.captures.writing import write_capture
 from sidestep.errors import SidestepError
 from sidestep.images import exif_fov, load_image, stored_size
-from sidestep.media import save_animation
+from sidestep.keyframes import write_key_frames
+from sidestep.outputs import save_views
 from sidestep.pipeline import Fusion, NovelViewPipeline, Progress, Reference, Views
 
 MAX_BYTES = 20 * 2**20
@@ -46,6 +48,7 @@ class Settings:
     fusion: Fusion = "variance"
     steps: int = 30
     seed: int = 0
+    consistency: float = 0.0
     prompt: str | None = None
     negative_prompt: str | None = None
     guidance: float = 3.5
@@ -98,14 +101,21 @@ class Made:
 class Studio:
     """The models, loaded when they are first asked for, and whose turn it is to use them."""
 
-    def __init__(self, models: Sequence[str], load: Callable[[str], NovelViewPipeline]) -> None:
+    def __init__(
+        self,
+        models: Sequence[str],
+        load: Callable[[str], NovelViewPipeline],
+        describe: Callable[[Path], str] = caption,
+    ) -> None:
         """
         Args:
             models: folders or hub ids; the first is the one that a page starts with.
             load: makes a pipeline of one.
+            describe: tells what a photo shows.
         """
         self.models = list(dict.fromkeys(models))
         self.turns = Turns()
+        self.describe = describe
         self._load = load
         self._loaded: dict[str, NovelViewPipeline] = {}
         self._loading = Lock()
@@ -217,6 +227,14 @@ class Session:
             camera = target(reference.camera, pose, self._studio.elevation(settings.model))
             return self._studio.pipe(settings.model).coarse(reference, [camera], settings.category)[0]
 
+    def describe(self) -> str:
+        """What the photo shows, in words.
+
+        Raises:
+            SidestepError: if no photo is open, or the captioner cannot be had.
+        """
+        return self._studio.describe(self._opened_photo().path)
+
     def begin(self) -> int:
         """Makes way for new work, and returns the number that it is to give: `cancel`, then wait for its turn."""
         self.cancel()
@@ -233,15 +251,17 @@ class Session:
         settings: Settings,
         pose: Pose,
         path: CameraPath | None = None,
-        frames: int = 24,
         fps: int = 12,
+        loop: bool = False,
         turn: int | None = None,
     ) -> Iterator[Step | Coarse | Made]:
-        """Makes the view from a pose, or those along a path to it, in a thread, and tells how it goes.
+        """Makes the view from a pose, or those along a path, in a thread, and tells how it goes.
 
         Steps that nobody has asked for yet are left out. Closing the iterator stops the work.
 
         Args:
+            fps: views a second of a path's video.
+            loop: the video plays them forwards and back again.
             turn: of `begin`, where it was called when the work was asked for and not when it can start.
 
         Raises:
@@ -256,7 +276,7 @@ class Session:
         def work() -> None:
             end: Made | BaseException
             try:
-                end = self._make(settings, pose, path, frames, fps, turn, events.put)
+                end = self._make(settings, pose, path, fps, loop, turn, events.put)
             except BaseException as error:  # told to whoever waits, of whatever kind
                 end = error
             self._working.release()
@@ -303,15 +323,15 @@ class Session:
         settings: Settings,
         pose: Pose,
         path: CameraPath | None,
-        frames: int,
         fps: int,
+        loop: bool,
         turn: int,
         tell: Callable[[Step | Coarse], None],
     ) -> Made:
         if not 1 <= settings.steps <= MAX_STEPS:
             raise SidestepError(f"{settings.steps} steps of sampling; use 1 to {MAX_STEPS}")
-        if path is not None and not 2 <= frames <= MAX_FRAMES:
-            raise SidestepError(f"a path of {frames} frames; use 2 to {MAX_FRAMES}")
+        if path is not None and not 2 <= path.frames <= MAX_FRAMES:
+            raise SidestepError(f"a path of {path.frames} frames; use 2 to {MAX_FRAMES}")
 
         def go_on() -> None:
             if self._turn != turn:
@@ -322,7 +342,7 @@ class Session:
             tell(Step(_in_words(stage), done, total))
             self._studio.turns.lend()
 
-        chosen = 0 if path is None else shown(path, frames)
+        chosen = 0 if path is None else path.shown
 
         def on_coarse(images: list[Image.Image]) -> None:
             tell(Coarse(images, chosen))
@@ -337,7 +357,7 @@ class Session:
             cameras = (
                 [target(reference.camera, pose, elevation)]
                 if path is None
-                else along(path, reference.camera, pose, frames, elevation)
+                else along(path, reference.camera, pose, elevation)
             )
             views = pipe(
                 reference,
@@ -349,27 +369,30 @@ class Session:
                 seed=settings.seed,
                 negative_prompt=settings.negative_prompt or None,
                 guidance=settings.guidance,
+                consistency=settings.consistency,
                 progress=progress,
                 on_coarse=on_coarse,
             )
             inverted.late = reference.late
-        return self._write(views, chosen, fps)
+        return self._write(views, path, fps, loop)
 
-    def _write(self, views: Views, chosen: int, fps: int) -> Made:
+    def _write(self, views: Views, path: CameraPath | None, fps: int, loop: bool) -> Made:
         folder = self._folder / "made"
         shutil.rmtree(folder, ignore_errors=True)
         photo = (views.source, views.source_camera)
         write_capture(folder / "views", views.images, views.cameras, photo)
         write_capture(folder / "coarse", views.coarse, views.cameras, photo)
         video = None
-        if len(views.images) > 1:
+        if path is not None:
             video = folder / "video.mp4"
-            save_animation(views.images, video, fps)
+            save_views(video, views.images, views.cameras, fps, loop)
+            if path.keys:
+                write_key_frames(path.key_frames, folder / "keys.yaml")
         archive = self._folder / "sidestep-views.zip"
         with zipfile.ZipFile(archive, "w") as whole:
-            for path in sorted(folder.rglob("*")):
-                whole.write(path, path.relative_to(folder))
-        return Made(views, chosen, archive, video)
+            for file in sorted(folder.rglob("*")):
+                whole.write(file, file.relative_to(folder))
+        return Made(views, 0 if path is None else path.shown, archive, video)
 
 
 class Sessions:

@@ -13,6 +13,10 @@ def app(
         list[str] | None, typer.Option(help="Model folder or hub id; give it again for a choice of several.")
     ] = None,
     prior: Annotated[str | None, typer.Option(help="Prior's folder or hub id, for models of TUNet alone.")] = None,
+    captioner: Annotated[
+        str | None,
+        typer.Option(help="BLIP's folder or hub id, for prompts that describe the photo (default: as in view)."),
+    ] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on. Other than loopback's, it lets every machine that reaches it in.")
     ] = "127.0.0.1",
@@ -25,11 +29,14 @@ def app(
     except ModuleNotFoundError as error:
         raise SidestepError(f"the page needs {error.name}; install it with pip install 'sidestep[app]'") from None
     from sidestep.app.session import Studio
+    from sidestep.captions import BLIP, caption
     from sidestep.models import BUNDLED
     from sidestep.pipeline import NovelViewPipeline
 
     studio = Studio(
-        model or [BUNDLED], lambda name: NovelViewPipeline.from_pretrained(name, prior=prior, device=device)
+        model or [BUNDLED],
+        lambda name: NovelViewPipeline.from_pretrained(name, prior=prior, device=device),
+        lambda photo: caption(photo, captioner or BLIP, device),
     )
 
     def ready(url: str) -> None:
