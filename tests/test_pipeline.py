@@ -375,7 +375,9 @@ def test_to_moves_every_network_and_the_pipeline_still_works(photo: Image.Image,
     pipe = NovelViewPipeline(make_tunet(), make_vae(), make_unet(), DDIMScheduler(**SD))
     before = run(pipe, photo, TARGETS, fusion="auto")
     assert pipe.to(dtype) is pipe
-    assert {p.dtype for network in (pipe.tunet, pipe.unet, pipe.vae) for p in network.parameters()} == {dtype}
+    assert {p.dtype for network in (pipe.unet, pipe.vae) for p in network.parameters()} == {dtype}
+    # In half precision rays and cameras would lose what tells one target from the next.
+    assert {p.dtype for p in pipe.tunet.parameters()} == {dtype if dtype == torch.float64 else torch.float32}
     after = run(pipe, photo, TARGETS, fusion="auto")
     # A random network multiplies what half precision loses, so that case shows no more than that it runs.
     assert np.abs(pixels(before.coarse) - pixels(after.coarse)).mean() <= (0.1 if dtype == torch.float64 else 8)
@@ -488,3 +490,32 @@ def test_a_pipeline_with_text_is_saved_whole(text_pipe: NovelViewPipeline, photo
     loaded = NovelViewPipeline.from_pretrained(tmp_path, device="cpu", dtype=torch.float32)
     wanted, made = (run(p, photo, prompt="ab cd", guidance=30.0) for p in (text_pipe, loaded))
     assert_same(wanted.images, made.images)
+
+
+def test_half_precision_where_networks_compute_in_bfloat16(
+    pipe: NovelViewPipeline, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = NovelViewPipeline(make_tunet(), make_vae(), make_unet(), DDIMScheduler(**SD)).to(torch.float16)
+    monkeypatch.setattr(sidestep.devices, "network_dtype", lambda device: torch.bfloat16)
+    reference = other.to(torch.float32).invert(photo)
+    assert other.to(torch.float16).coarse(reference, TARGETS)[0].size == (SIZE, SIZE)
+
+
+def test_a_photo_is_turned_as_its_exif_says(pipe: NovelViewPipeline, photo: Image.Image, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    path = tmp_path / "turned.png"
+    photo.resize((24, 16)).save(path, exif=exif)
+    assert_same([pipe.invert(path).image], [pipe.invert(Image.open(path)).image])
+
+
+def test_a_seed_of_more_than_64_bits_is_refused(pipe: NovelViewPipeline, photo: Image.Image) -> None:
+    with pytest.raises(SidestepError, match="64 bits"):
+        pipe(photo, TARGETS, seed=2**64)
+
+
+def test_a_variant_joins_the_weights_that_are_there(pipe: NovelViewPipeline, tmp_path: Path) -> None:
+    pipe.save_pretrained(tmp_path)
+    pipe.save_pretrained(tmp_path, variant="fp16")
+    weights = {path.name for path in (tmp_path / "unet").glob("*.safetensors")}
+    assert weights == {"diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"}

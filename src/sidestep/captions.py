@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from sidestep.devices import choose_device
 from sidestep.errors import SidestepError
@@ -30,7 +30,7 @@ def caption(photo: Image.Image | str | Path, model: str | Path = BLIP, device: s
     Raises:
         SidestepError: if the photo cannot be read, or the model cannot be fetched, is of another class, or is damaged.
     """
-    image = photo if isinstance(photo, Image.Image) else load_image(photo)
+    image = ImageOps.exif_transpose(photo) if isinstance(photo, Image.Image) else load_image(photo)
     square = resize_and_crop(image.convert("RGB"), min(image.size))
     place = choose_device(None if device is None else str(device))
     processor, blip = _load(str(model))
@@ -52,7 +52,7 @@ def _load(model: str) -> tuple[Any, Any]:
     revision = BLIP_REVISION if model == BLIP else "main"
     try:
         # Asked first, so that a model of another kind is refused before its gigabytes are downloaded.
-        kinds = AutoConfig.from_pretrained(model, revision=revision).architectures
+        kinds = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False).architectures
         if kinds != ["BlipForConditionalGeneration"]:
             raise SidestepError(f"{model} is {kinds}, not a BlipForConditionalGeneration; {advice}")
         processor = BlipProcessor.from_pretrained(model, revision=revision)

@@ -63,6 +63,10 @@ class Inverted:
         """(B, C, h, w): the inverted latents, mean + noise."""
         return self.mean + self.noise
 
+    def to(self, device: torch.device) -> "Inverted":
+        """The same on another device."""
+        return Inverted(self.mean.to(device), self.noise.to(device))
+
 
 def inversion_grid(t_star: int, steps: int, start: int = 0) -> list[int]:
     """tau_k = start + round(k (t* - start) / steps), k = 0 .. steps; the clean latents sit at tau_0.

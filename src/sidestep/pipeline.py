@@ -1,6 +1,7 @@
 """The whole method as a diffusers pipeline: one photo and any number of target cameras in, views out."""
 
 import math
+import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any, Literal, get_args
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.utils.torch_utils import randn_tensor
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from sidestep.batches import in_batches
@@ -123,7 +124,12 @@ class NovelViewPipeline(DiffusionPipeline):
     ) -> None:
         super().__init__()
         self.register_modules(
-            tunet=tunet, vae=vae, unet=unet, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer
+            tunet=tunet.float() if tunet.dtype.itemsize < 4 else tunet,
+            vae=vae,
+            unet=unet,
+            scheduler=scheduler,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
         )
         self._interrupt = False
         self._made: tuple[tuple[Any, ...], LatentPrior] | None = None
@@ -188,6 +194,8 @@ class NovelViewPipeline(DiffusionPipeline):
     ) -> Any:
         """Writes the folder that `from_pretrained` reads, each part whole or not at all; other things in it stay.
 
+        A part that is there is replaced; only a variant's weights join those that are there.
+
         `DiffusionPipeline.from_pretrained(path, trust_remote_code=True)` reads it too.
 
         Args:
@@ -219,6 +227,10 @@ class NovelViewPipeline(DiffusionPipeline):
             write_index(whole)
             parts = list(Path(whole).iterdir())
             for part in parts:
+                if variant is not None:  # joins the weights that are there
+                    for other in (folder / part.name).glob("*"):
+                        if not (part / other.name).exists():
+                            shutil.copy2(other, part)
                 with atomic_path(folder / part.name) as temporary:
                     part.rename(temporary)
         if not push_to_hub:
@@ -255,7 +267,7 @@ class NovelViewPipeline(DiffusionPipeline):
         Raises:
             SidestepError: if the photo cannot be read, or its camera has another size.
         """
-        image = photo if isinstance(photo, Image.Image) else load_image(photo)
+        image = ImageOps.exif_transpose(photo) if isinstance(photo, Image.Image) else load_image(photo)
         if source is None:
             source = Camera.from_fov(DEFAULT_FOV, *image.size)
             scale = 1.0 if scale is None else scale
@@ -322,8 +334,8 @@ class NovelViewPipeline(DiffusionPipeline):
         """Synthesises the views of `targets`.
 
         Args:
-            photo: of any size and orientation; its centre square is used. Or what `invert` made of one, which saves
-                encoding and inverting it again.
+            photo: of any size, turned as its EXIF says; its centre square is used. Or what `invert` made of one, which
+                saves encoding and inverting it again.
             targets: cameras in one world, each with any pose, intrinsics and size; the centre square of each is made.
             source: the photo's camera in that world. Where None, the photo was taken from the origin, with a field
                 of view of 45 degrees across its shorter side and its subject at distance 1.
@@ -360,6 +372,8 @@ class NovelViewPipeline(DiffusionPipeline):
         """
         if fusion not in get_args(Fusion):
             raise SidestepError(f"fusion {fusion!r} is unknown; use {', '.join(get_args(Fusion))}")
+        if not -(2**63) <= seed < 2**64:
+            raise SidestepError(f"seed is {seed}; it must fit into 64 bits")
         if isinstance(photo, Reference) and source is not None:
             raise SidestepError("an inverted photo has its camera; leave source out, or give it to invert")
         if not 0 <= consistency <= 1:
@@ -409,6 +423,8 @@ class NovelViewPipeline(DiffusionPipeline):
                 show = partial(progress, f"{named}, {method}")
                 latents = sample(self.prior, start, grid, *prompts, guidance, show, on_step_end)
                 pictures[method] = self.prior.decode(latents).cpu()
+                if self._interrupt:
+                    break
             return pictures
 
         images: list[Image.Image] = []
@@ -515,7 +531,8 @@ class NovelViewPipeline(DiffusionPipeline):
         self, method: Method, means: Tensor, reference: Reference, settings: FusionSettings, drawn: Tensor
     ) -> Tensor:
         """The latents that sampling starts from, (B, C, h, w)."""
-        inverted, late = reference.inverted, reference.late
+        inverted = reference.inverted.to(means.device)
+        late = None if reference.late is None else reference.late.to(means.device)
         return fuse(self.prior, method, means, inverted, late, self._inversion.t_star, settings, drawn)
 
     def _decode_means(self, means: Tensor, batch_size: int) -> list[Image.Image]:

@@ -435,7 +435,9 @@ def _load_text(folder: str, variant: str | None, hub: Mapping[str, Any]) -> tupl
     except ImportError:
         raise SidestepError("this prior takes prompts; install transformers: pip install 'sidestep[text]'") from None
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, subfolder="text_encoder", **hub)
+        config = transformers.AutoConfig.from_pretrained(
+            folder, subfolder="text_encoder", trust_remote_code=False, **hub
+        )
         # The class is named there; AutoModel would give T5's whole model where only its encoder is stored.
         encoder_class = getattr(transformers, (config.architectures or ["AutoModel"])[0])
         encoder, found = encoder_class.from_pretrained(
@@ -444,7 +446,9 @@ def _load_text(folder: str, variant: str | None, hub: Mapping[str, Any]) -> tupl
         if found["missing_keys"]:
             # transformers fills them with random numbers, and says so only in its log.
             raise ValueError(f"{len(found['missing_keys'])} of the text encoder's weights are missing")
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, subfolder="tokenizer", **hub)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            folder, subfolder="tokenizer", trust_remote_code=False, **hub
+        )
         if 2 * len(tokenizer) < config.vocab_size:
             # Where its files are missing, transformers makes one that knows no word. Padding does not double a size.
             raise ValueError(f"the tokenizer knows {len(tokenizer)} tokens, the text encoder {config.vocab_size}")

@@ -371,6 +371,11 @@ class TUNet(ModelMixin, ConfigMixin):
         self.conv_out = nn.Conv2d(width, in_channels, 3, padding=1)
         self.gradient_checkpointing = False
 
+    def to(self, *args: Any, **kwargs: Any) -> "TUNet":
+        """As torch's, but the weights stay float32 at least: in half, rays and cameras lose too much. Use autocast."""
+        wanted = torch.empty(1, 1, 1, 1, dtype=self.dtype).to(*args, **kwargs)
+        return super().to(wanted.device) if wanted.dtype.itemsize < 4 else super().to(*args, **kwargs)
+
     def category_ids(self, names: Sequence[str | None]) -> Tensor:
         """Indices (B,) for `forward`, int64, on the CPU; None is -1, unknown.
 

@@ -8,6 +8,7 @@ from PIL import Image
 
 from sidestep.cameras import Camera
 from sidestep.captures.colmap import read_colmap, read_lenses, read_points, read_poses, write_colmap
+from sidestep.captures.points import starting_points
 from sidestep.errors import SidestepError
 
 MODELS = {
@@ -167,7 +168,7 @@ def test_written_model_is_what_pycolmap_reads(tmp_path, furniture):
     cameras = [frame.camera for frame in frames] + [Camera.from_fov(40.0, 90, 60, half_turn)]
     names = [frame.name for frame in frames] + ["last.png"]
 
-    write_colmap(tmp_path, cameras, names)
+    write_colmap(tmp_path, cameras, names, starting_points(cameras, (frames[0].load(), cameras[0])))
 
     reconstruction = pycolmap.Reconstruction(str(tmp_path / "sparse" / "0"))
     images = {image.name: image for image in reconstruction.images.values()}
@@ -182,7 +183,9 @@ def test_written_model_is_what_pycolmap_reads(tmp_path, furniture):
 
 def test_starting_points_lie_where_the_cameras_look(tmp_path, furniture):
     frames = read_colmap(furniture / "chair" / "scopia024").frames
-    write_colmap(tmp_path, [frame.camera for frame in frames], [frame.name for frame in frames])
+    cameras = [frame.camera for frame in frames]
+    starting = starting_points(cameras, (frames[0].load(), cameras[0]))
+    write_colmap(tmp_path, cameras, [frame.name for frame in frames], starting)
     points = read_points(tmp_path / "sparse" / "0" / "points3D.txt")
     for frame in frames:
         pixels, depth = frame.camera.project(points)
@@ -190,8 +193,11 @@ def test_starting_points_lie_where_the_cameras_look(tmp_path, furniture):
         assert torch.allclose(pixels.median(dim=0).values, torch.tensor([128.0, 128.0]), atol=40.0)
 
 
+NO_POINTS = (np.zeros((0, 3)), np.zeros((0, 3), np.uint8))
+
+
 @pytest.mark.parametrize("names", [["a.png"], ["a.png", "a.png"], ["a.png", "b c.png"], ["a.png", ""]])
 def test_names_that_cannot_be_written_are_refused(tmp_path, names):
     with pytest.raises(SidestepError):
-        write_colmap(tmp_path, [Camera.from_fov(40.0, 8, 8)] * 2, names)
+        write_colmap(tmp_path, [Camera.from_fov(40.0, 8, 8)] * 2, names, NO_POINTS)
     assert not (tmp_path / "sparse").exists()

@@ -50,12 +50,17 @@ def test_an_older_capture_is_replaced_whole(tmp_path, views):
     assert sorted(path.name for path in (tmp_path / "out" / "images").iterdir()) == ["000.png", "001.png"]
 
 
-def test_a_folder_with_other_things_in_it_is_not_replaced(tmp_path, views):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "thesis.txt").write_text("years of work")
-    with pytest.raises(SidestepError, match="not a capture"):
+@pytest.mark.parametrize("capture", [False, True])
+@pytest.mark.parametrize("name", ["thesis.txt", "images/mine.jpg", "depth/000.png"])
+def test_a_folder_with_other_things_in_it_is_not_replaced(tmp_path, views, name, capture):
+    if capture:
         write_capture(tmp_path / "out", *views)
-    assert (tmp_path / "out" / "thesis.txt").exists()
+    mine = tmp_path / "out" / name
+    mine.parent.mkdir(parents=True, exist_ok=True)
+    mine.write_text("years of work")
+    with pytest.raises(SidestepError, match=f"{name}, which would be lost"):
+        write_capture(tmp_path / "out", *views)
+    assert mine.read_text() == "years of work"
 
 
 def test_images_and_cameras_that_do_not_fit_are_refused(tmp_path, views):

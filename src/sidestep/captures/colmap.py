@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sidestep.cameras import Camera
 from sidestep.captures.lens import Array, Lens
-from sidestep.captures.points import Colours, starting_points
+from sidestep.captures.points import Colours
 from sidestep.captures.scene import Scene, make_frame
 from sidestep.errors import SidestepError
 from sidestep.files import atomic_path
@@ -146,17 +146,14 @@ def read_points(path: Path) -> Tensor:
     return tensor[tensor.isfinite().all(dim=1)]
 
 
-def write_colmap(
-    folder: str | Path, cameras: list[Camera], names: list[str], points: tuple[Array, Colours] | None = None
-) -> None:
+def write_colmap(folder: str | Path, cameras: list[Camera], names: list[str], points: tuple[Array, Colours]) -> None:
     """Writes cameras as a COLMAP text model: sparse/0/{cameras,images,points3D}.txt.
 
     Args:
         folder: the scene's folder, where images/ is.
         cameras: one a photo, not batched.
         names: the photos' file names in images/.
-        points: positions (N, 3) and colours (N, 3) uint8; those of `starting_points` where None, because gsplat's
-            trainer fails without any.
+        points: positions (N, 3) and colours (N, 3) uint8; gsplat's trainer fails without any.
 
     Raises:
         SidestepError: if the numbers differ, or a name is empty, doubled or holds a space or newline.
@@ -172,7 +169,7 @@ def write_colmap(
         quaternion = rotation_to_quaternion(camera.rotation.double().cpu().numpy())
         image_lines += [f"{number} {_numbers((*quaternion, *camera.translation.double()))} {number} {name}", ""]
     point_lines = ["# POINT3D_ID X Y Z R G B ERROR TRACK; random points to start from, not measured ones"]
-    positions, colours = points or starting_points(cameras)
+    positions, colours = points
     for number, (point, colour) in enumerate(zip(positions, colours.tolist(), strict=True), start=1):
         point_lines.append(f"{number} {_numbers(point)} {' '.join(map(str, colour))} 0")
     for stem, lines in (("cameras", camera_lines), ("images", image_lines), ("points3D", point_lines)):

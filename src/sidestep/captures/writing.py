@@ -1,5 +1,6 @@
 """Views and their cameras as a captured scene, which nerfstudio, gsplat and COLMAP take as it is."""
 
+import re
 from pathlib import Path
 
 from PIL import Image
@@ -15,6 +16,9 @@ from sidestep.files import atomic_path
 # the one true picture must not be among those.
 PHOTO = "000_photo.png"
 POINTS = "points.ply"
+_OWN = re.compile(
+    r"images/(\d{3,}|000_photo)\.png|transforms\.json|points\.ply|sparse/0/(cameras|images|points3D)\.txt"
+)
 
 
 def write_capture(
@@ -26,7 +30,7 @@ def write_capture(
     """Writes images/000.png, ..., transforms.json, points.ply and a COLMAP text model in sparse/0, all or nothing.
 
     Args:
-        folder: the scene's folder; replaced if it is an older capture.
+        folder: the scene's folder; replaced if this function wrote it and nothing was added since.
         images: RGB.
         cameras: one an image, of its size, not batched.
         photo: what the images were made from and its camera in their world, written as images/000_photo.png.
@@ -59,12 +63,17 @@ def write_capture(
 
 
 def check_capture_folder(folder: Path) -> None:
-    """Refuses a folder that `write_capture` would not replace: one that holds something else than a capture.
+    """Refuses a folder that `write_capture` would not replace, because something in it is not its own.
 
     Raises:
-        SidestepError: if `folder` is a file, or is neither empty nor a capture.
+        SidestepError: if `folder` is a file, or holds anything that `write_capture` does not write.
     """
-    if folder.exists() and not (
-        folder.is_dir() and ((folder / "transforms.json").is_file() or not any(folder.iterdir()))
-    ):
-        raise SidestepError(f"{folder}: exists and is not a capture (no transforms.json); choose another folder")
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise SidestepError(f"{folder}: is a file; choose another name for the folder")
+    for path in sorted(folder.rglob("*")):
+        if not path.is_dir() and not _OWN.fullmatch(path.relative_to(folder).as_posix()):
+            raise SidestepError(
+                f"{folder}: holds {path.relative_to(folder)}, which would be lost; choose another folder"
+            )
