@@ -143,3 +143,7 @@ def test_no_field_of_view_where_exif_tells_none(tmp_path):
     photo_with_focal_length(tmp_path / "zero.jpg", 0)
     assert exif_fov(tmp_path / "plain.jpg") is None
     assert exif_fov(tmp_path / "zero.jpg") is None
+
+
+def test_a_very_long_photo_costs_no_more_than_its_square() -> None:
+    assert resize_and_crop(Image.new("RGB", (3_000_000, 1), "red"), 64).getpixel((32, 32)) == (255, 0, 0)

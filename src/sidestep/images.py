@@ -63,9 +63,11 @@ def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
     """
     shorter = min(image.size)
     width, height = round(image.width * size / shorter), round(image.height * size / shorter)
-    resized = image.resize((width, height), Image.Resampling.LANCZOS)
     left, top = (width - size) // 2, (height - size) // 2
-    return resized.crop((left, top, left + size, top + size))
+    # The square alone is scaled: all of a photo of one row would become a picture of millions of pixels.
+    across, down = image.width / width, image.height / height
+    box = (left * across, top * down, (left + size) * across, (top + size) * down)
+    return image.resize((size, size), Image.Resampling.LANCZOS, box=box)
 
 
 def to_tensor(image: Image.Image) -> Tensor:
