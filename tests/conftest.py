@@ -1,12 +1,26 @@
 """What several test files need: a whole pipeline of miniature networks."""
 
-from collections.abc import Callable
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
     from sidestep.pipeline import NovelViewPipeline
+
+
+@pytest.fixture
+def own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What `sidestep.cli.main` sets for its process does not stay set in that of the other tests."""
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    level = logging.getLogger("sidestep").level
+    yield
+    logging.captureWarnings(False)
+    logging.getLogger("sidestep").setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,8 @@
 """Captions by a miniature BLIP, and what becomes of them: from `sidestep view --caption` to the picture."""
 
 import json
-import logging
-import os
 import pickle
-import signal
 import sys
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
@@ -33,21 +28,12 @@ transformers = pytest.importorskip("transformers")
 # Captions of what no sentence says: letters, which are words of both models' vocabularies.
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LETTERS = list(ascii_lowercase)
+pytestmark = pytest.mark.usefixtures("own_process")
 
 
 @pytest.fixture(autouse=True)
-def _own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What `main` sets for its process must not stay set in that of the other tests; and no half precision."""
+def _no_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sidestep.devices, "network_dtype", lambda device: torch.float32)
-    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
-    monkeypatch.setattr(os, "environ", os.environ.copy())
-    level = logging.getLogger("sidestep").level
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    logging.captureWarnings(False)
-    logging.getLogger("sidestep").setLevel(level)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 def save_blip(folder: Path) -> Path:

@@ -1,11 +1,8 @@
 """The command line around a stand-in for the pipeline: what it starts, passes on, writes and refuses."""
 
 import json
-import logging
 import subprocess
 import sys
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +19,7 @@ from sidestep.evaluation.results import Estimate, Figure, Results, Row
 from sidestep.pipeline import NovelViewPipeline, Views
 from sidestep.trajectories import orbit, step_aside
 
+pytestmark = pytest.mark.usefixtures("own_process")
 COMMANDS = ("view", "app", "encode", "train", "pretrain", "evaluate", "capture")
 ASK = """
 import sys
@@ -32,16 +30,6 @@ except SystemExit as end:
     heavy = {"torch", "diffusers", "transformers", "accelerate", "numpy", "PIL"} & set(sys.modules)
     print(end.code or 0, sorted(heavy), file=sys.stderr)
 """
-
-
-@pytest.fixture(autouse=True)
-def _own_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What `main` sets for its process must not stay set in that of the other tests."""
-    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
-    level = logging.getLogger("sidestep").level
-    yield
-    logging.captureWarnings(False)
-    logging.getLogger("sidestep").setLevel(level)
 
 
 @pytest.mark.parametrize(

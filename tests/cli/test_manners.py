@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +26,7 @@ from sidestep.prior import LatentPrior
 
 FURNITURE = Path(__file__).parents[1] / "data" / "furniture"
 CHAIR = Path(__file__).parents[2] / "examples" / "chair.jpg"
-
-
-@pytest.fixture(autouse=True)
-def _own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What `main` sets for its process must not stay set in that of the other tests."""
-    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
-    monkeypatch.setattr(os, "environ", os.environ.copy())
-    level = logging.getLogger("sidestep").level
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    logging.captureWarnings(False)
-    logging.getLogger("sidestep").setLevel(level)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("own_process")
 
 
 @pytest.fixture
@@ -146,9 +134,38 @@ def test_a_termination_ends_in_order(view: Callable[..., int], capsys: pytest.Ca
         finally:
             cleaned.append(True)
 
+    before = signal.getsignal(signal.SIGTERM)
     assert view(work) == 143
     assert cleaned
     assert capsys.readouterr().err.splitlines() == ["terminated"]
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_thread_may_run_a_command(view: Callable[..., int]) -> None:
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(view, fails(SidestepError("enough"))).result() == 1
+
+
+# Ctrl-C while the commands are imported, for the process that pip's script starts and for `python -m sidestep`.
+INTERRUPTED_EARLY = """
+import runpy, sys
+from importlib.metadata import entry_points
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == "sidestep.cli.main":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupting())
+if sys.argv[1] == "script":
+    (script,) = entry_points(group="console_scripts", name="sidestep")
+    script.load()()
+else:
+    runpy.run_module("sidestep", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("start", ["script", "module"])
+def test_an_interrupt_before_the_command_begins_is_one_word(start: str) -> None:
+    assert shell("-c", INTERRUPTED_EARLY, start, code=130).stderr == "interrupted\n"
 
 
 def shell(*arguments: object, code: int | None = 0, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -273,9 +290,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, module: str, *arguments: object
 
     with monkeypatch.context() as patch:
         patch.setattr(f"{module}.save_file", save_file)
-        code = sidestep(monkeypatch, *arguments)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    return code
+        return sidestep(monkeypatch, *arguments)
 
 
 def test_interrupted_work_leaves_nothing_broken_and_goes_on(

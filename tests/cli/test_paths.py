@@ -15,6 +15,7 @@ from sidestep.cli.view import _targets
 from sidestep.pipeline import NovelViewPipeline, Views
 from sidestep.trajectories import dolly_zoom, orbit, step_aside
 
+pytestmark = pytest.mark.usefixtures("own_process")
 SOURCE = Camera.from_fov(45, 16, 16)
 
 

@@ -5,8 +5,10 @@ import json
 import os
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Annotated, Any
 
@@ -29,6 +31,23 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM; like Ctrl-C it ends the work in order, so that no half-written file stays."""
 
 
+@contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """Lets SIGTERM raise `Terminated`; not outside the main thread, where Python takes no signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(number: int, frame: Any) -> None:
+    raise Terminated
+
+
 def mannered(command: Callable[..., None], after_interrupt: str = "") -> Callable[..., None]:
     """The command with `--quiet` and `--debug`, and with every way it can end told in one line.
 
@@ -38,17 +57,15 @@ def mannered(command: Callable[..., None], after_interrupt: str = "") -> Callabl
     """
 
     @wraps(command)
+    @_termination_as_interrupt()
     def run(quiet: bool, debug: bool, **options: Any) -> None:
         set_up()
-        signal.signal(signal.SIGTERM, _terminate)
         try:
             with spinner():
                 command(**options)
         except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
         except KeyboardInterrupt as stop:
-            # The work has ended in order; a second signal need not wait for what else the interpreter does.
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
             word, code = ("terminated", TERMINATED) if isinstance(stop, Terminated) else ("interrupted", INTERRUPTED)
             raise _end(word + after_interrupt, code, mark="") from None
         except SidestepError as error:
@@ -84,10 +101,6 @@ def _end(message: str, code: int, mark: str = "error: ") -> typer.Exit:
         print(json.dumps({"error": message}, indent=2))
     console.print(f"[bold red]{mark}[/]{escape(message)}", highlight=False, soft_wrap=True)
     return typer.Exit(code)
-
-
-def _terminate(number: int, frame: Any) -> None:
-    raise Terminated
 
 
 def _examples(*lines: str) -> str:
@@ -157,7 +170,10 @@ def options(
 
 
 def main() -> None:
-    """Runs the command line. Exit codes: 1 bad input, 2 a wrong command line, 70 a defect, 130 an interrupt."""
+    """Runs the command line.
+
+    Exit codes: 0 done, 1 bad input, 2 a wrong command line, 70 a defect, 130 Ctrl-C, 143 SIGTERM.
+    """
     manners.__dict__.update(Manners().__dict__)
     try:
         app()
