@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+import torch
 from diffusers import AutoencoderTiny, DDPMScheduler, UNet2DModel
 
 from sidestep.captures import read_captures
@@ -91,6 +92,24 @@ def test_with_json_an_error_is_json_too_wherever_the_option_stands(
     without = capsys.readouterr()
     assert without.out == ""
     assert without.err == after.err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has ..."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried ..."),
+        MemoryError(),
+    ],
+    ids=["device", "machine", "python"],
+)
+def test_too_little_memory_is_no_defect(
+    view: Callable[..., int], capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    assert view(fails(error)) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: not enough memory; ")
+    assert "defect" not in line
 
 
 def test_quiet_leaves_messages_out_and_warnings_in(view: Callable[..., int], caplog: pytest.LogCaptureFixture) -> None:

@@ -24,6 +24,7 @@ from sidestep.cli.view import view
 from sidestep.errors import SidestepError
 
 INPUT, UNEXPECTED, INTERRUPTED, TERMINATED = 1, 70, 130, 143  # exit codes; 2 is a wrong command line
+NO_MEMORY = "not enough memory; end other programs, make batches smaller, or use another device"
 VIEWS, MODELS, DATA = "Views", "Models of your own", "Captures and figures"
 
 
@@ -77,6 +78,8 @@ def mannered(command: Callable[..., None], after_interrupt: str = "") -> Callabl
             where = f"{error.filename}: " if error.filename is not None else ""
             raise _end(f"{where}{error.strerror}", INPUT) from None
         except Exception as error:
+            if _lacks_memory(error):
+                raise _end(NO_MEMORY, INPUT) from None
             raise _end(_unexpected(error), UNEXPECTED) from None
 
     common = [("quiet", Quiet), ("debug", Debug)]
@@ -85,6 +88,16 @@ def mannered(command: Callable[..., None], after_interrupt: str = "") -> Callabl
     run.__signature__ = own.replace(parameters=[*own.parameters.values(), *added])  # type: ignore[attr-defined]
     run.__annotations__ = {**command.__annotations__, **dict(common)}
     return run
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Whether the device's or the machine's memory was too small; what is not imported has not raised it."""
+    torch, memory = sys.modules.get("torch"), sys.modules.get("accelerate.utils.memory")
+    return (
+        isinstance(error, MemoryError)
+        or (torch is not None and isinstance(error, torch.OutOfMemoryError))
+        or (memory is not None and memory.should_reduce_batch_size(error))
+    )
 
 
 def _unexpected(error: Exception) -> str:
