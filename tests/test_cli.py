@@ -235,7 +235,7 @@ def test_cameras_that_do_not_name_the_photo_are_about_the_origin(
 @pytest.mark.parametrize(
     ("options", "fault"),
     [
-        (("--cameras", "{folder}/transforms.json", "--yaw", "3"), "leave --trajectory, --yaw and --pitch out"),
+        (("--cameras", "{folder}/transforms.json", "--yaw", "3"), "leave --yaw out"),
         (("--cameras", "{folder}/transforms.json"), "no camera beside the photo's own"),
         (("--cameras", "{folder}/absent.json"), "absent.json"),
         (("--yaw", "20", "--fov", "190"), "190"),

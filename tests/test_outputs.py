@@ -104,7 +104,7 @@ def test_what_is_there_and_of_another_kind_stays(tmp_path: Path, name: str) -> N
     assert (tmp_path / name / "notes.txt").read_text() == "years of work"
 
 
-def test_a_new_place_is_accepted_before_anything_is_made(tmp_path: Path) -> None:
-    for name in ("a.png", "a.MP4", "orbit", "deeper/orbit"):
+def test_a_new_place_is_accepted_and_nothing_but_its_folder_is_made(tmp_path: Path) -> None:
+    for name in ("a.png", "a.MP4", "orbit", "deeper/still/orbit"):
         check_output(tmp_path / name)
-    assert not list(tmp_path.iterdir())
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == ["deeper", "deeper/still"]

@@ -8,7 +8,7 @@ from PIL import Image
 from sidestep.cameras import Camera
 from sidestep.captures.writing import check_capture_folder, write_capture
 from sidestep.errors import SidestepError
-from sidestep.files import atomic_path
+from sidestep.files import atomic_path, make_folder
 from sidestep.media import contact_sheet, save_animation
 
 PICTURES = (".png", ".jpg", ".jpeg")
@@ -17,11 +17,14 @@ SHEET_COLUMNS = 6
 
 
 def check_output(path: Path) -> None:
-    """Refuses a path that `save_views` could not write, before any work is done.
+    """Refuses a path that `save_views` could not write, before any work is done; makes the folder that it lies in.
 
     Raises:
-        SidestepError: if the suffix is unknown, or the path is a folder that is no capture.
+        SidestepError: if the path has no name or an unknown suffix, is a folder that is no capture, or lies where
+            nothing can be written.
     """
+    if path.name in ("", ".."):
+        raise SidestepError(f"{path}: has no name of its own; name a file or a folder, such as {path / 'views'}")
     if path.suffix and path.suffix.lower() not in PICTURES + ANIMATIONS:
         known = ", ".join(PICTURES + ANIMATIONS)
         raise SidestepError(f"{path}: views are written as {known}, or as a folder (a name without a suffix)")
@@ -29,6 +32,7 @@ def check_output(path: Path) -> None:
         raise SidestepError(f"{path}: is a folder; name a file in it")
     if not path.suffix:
         check_capture_folder(path)
+    make_folder(path.parent)
 
 
 def is_animation(path: Path) -> bool:
@@ -54,7 +58,7 @@ def save_views(
         photo: what the views were made from and its camera in their world; a folder holds it too.
 
     Raises:
-        SidestepError: as `check_output`, or if the folder is no capture.
+        SidestepError: as `check_output`.
     """
     check_output(path)
     suffix = path.suffix.lower()

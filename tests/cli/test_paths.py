@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from sidestep.cameras import Camera
+from sidestep.captures.transforms import write_transforms
 from sidestep.cli import main
 from sidestep.cli.view import _targets
 from sidestep.pipeline import NovelViewPipeline, Views
@@ -95,6 +96,14 @@ def test_a_path_through_a_file_of_key_frames(monkeypatch: pytest.MonkeyPatch, pi
     assert Image.open(out).n_frames == 5
 
 
+def test_a_path_has_24_views_unless_told(monkeypatch: pytest.MonkeyPatch, pipe: FakePipeline, photo: Path) -> None:
+    out = photo.with_name("new") / "out.gif"
+    assert view(monkeypatch, photo, "--out", out, "--trajectory", "spiral") == 0
+    assert same(pipe.called["targets"], _targets(Camera.from_fov(45, 24, 16), "spiral", None, None, 24, 25.0))
+    assert pipe.called["consistency"] == 0
+    assert Image.open(out).info["duration"] == 80  # 12 a second, in hundredths
+
+
 def test_a_loop_plays_there_and_back(monkeypatch: pytest.MonkeyPatch, pipe: FakePipeline, photo: Path) -> None:
     out = photo.with_name("out.gif")
     assert view(monkeypatch, photo, "--out", out, "--trajectory", "orbit", "--frames", 4, "--loop") == 0
@@ -114,7 +123,28 @@ def test_a_loop_plays_there_and_back(monkeypatch: pytest.MonkeyPatch, pipe: Fake
         (("--trajectory", "{folder}/steep.yaml"), "steep.yaml: keyframes.1: trajectory: elevation 25 with pitch 80"),
         (("--trajectory", "{folder}/steep.yaml", "--yaw", "3"), "leave --yaw and --pitch out"),
         (("--trajectory", "dolly", "--pitch", "3"), "leave --yaw and --pitch out"),
-        (("--trajectory", "orbit", "--loop"), "out.png: is not played; leave --loop out"),
+        (("--trajectory", "orbit", "--loop"), "out.png: is not played; leave --loop out, or name an animation"),
+        (("--trajectory", "orbit", "--loop", "--fps", "24"), "leave --loop and --fps out"),
+        (("--frames", "24"), "one view is no path; leave --frames out, or add --trajectory"),
+        (
+            ("--frames", "24", "--easing", "smooth", "--consistency", "0.5"),
+            "leave --frames, --easing and --consistency out",
+        ),
+        (("--out", "{folder}/one.mp4"), "one.mp4: one view does not move; add --trajectory, or name a picture"),
+        (("--cameras", "{folder}/transforms.json", "--frames", "24"), "says where to look from; leave --frames out"),
+        (
+            ("--cameras", "{folder}/transforms.json", "--easing", "linear", "--elevation", "20"),
+            "leave --easing and --elevation out",
+        ),
+        (
+            ("--cameras", "{folder}/transforms.json", "--fov", "60"),
+            "transforms.json: has the photo's own camera; leave --fov out",
+        ),
+        (("--cameras", "{folder}/transforms.json", "--out", "{folder}/one.gif"), "one.gif: one view does not move"),
+        (("--out", "."), ".: has no name of its own; name a file or a folder, such as views"),
+        (("--out", ".."), "..: has no name of its own"),
+        (("--out", "{folder}/photo.png/x.png"), "photo.png: cannot be a folder to write into (File exists)"),
+        (("--out", "/proc/x.png"), "/proc: cannot be a folder to write into"),
     ],
 )
 def test_what_is_refused_is_told_in_one_line(
@@ -125,6 +155,7 @@ def test_what_is_refused_is_told_in_one_line(
     options: tuple[str, ...],
     fault: str,
 ) -> None:
+    write_transforms(photo.parent, orbit(Camera.from_fov(45, 24, 16), 2), ["photo.png", "right.png"])
     photo.with_name("bad.yaml").write_text("keyframes: [{}, {distance: -1}]")
     photo.with_name("steep.yaml").write_text("keyframes: [{}, {pitch: 80}]")
     named = [option.format(folder=photo.parent) for option in options]

@@ -1,6 +1,7 @@
 """`sidestep view`: a photo and where to look from in, views out."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -60,13 +61,16 @@ def view(
             rich_help_panel=WHERE,
         ),
     ] = None,
-    frames: Annotated[int, typer.Option(min=2, help="Views along the trajectory.", rich_help_panel=WHERE)] = 24,
+    frames: Annotated[
+        int | None, typer.Option(min=2, help="Views along the trajectory (default 24).", rich_help_panel=WHERE)
+    ] = None,
     easing: Annotated[
-        Easing,
+        Easing | None,
         typer.Option(
-            help="How the camera moves along it: evenly, or with a gentle start and stop.", rich_help_panel=WHERE
+            help="How the camera moves along it: evenly (linear, the default), or with a gentle start and stop.",
+            rich_help_panel=WHERE,
         ),
-    ] = "linear",
+    ] = None,
     cameras: Annotated[
         Path | None,
         typer.Option(
@@ -131,15 +135,15 @@ def view(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the noise that --noise gaussian draws.", rich_help_panel=HOW)] = 0,
     consistency: Annotated[
-        float,
+        float | None,
         typer.Option(
             min=0,
             max=1,
-            help="How much the views of a path are steadied; above 0 they share the noise that is drawn.",
+            help="How much the views of a path are steadied (default 0); above 0 they share the noise that is drawn.",
             rich_help_panel=HOW,
         ),
-    ] = 0.0,
-    fps: Annotated[int, typer.Option(min=1, help="Frames a second of an animation.")] = 12,
+    ] = None,
+    fps: Annotated[int | None, typer.Option(min=1, help="Frames a second of an animation (default 12).")] = None,
     loop: Annotated[
         bool, typer.Option("--loop", help="Play an animation forwards and back again, so that it repeats smoothly.")
     ] = False,
@@ -157,34 +161,46 @@ def view(
     as_json: Json = False,
 ) -> None:
     """Synthesise what another camera would have seen."""
-    from sidestep.cameras import Camera
-    from sidestep.fusion import FusionSettings
-    from sidestep.images import exif_fov, load_image
+    if cameras is not None:
+        path = {"trajectory": trajectory, "yaw": yaw, "pitch": pitch, "frames": frames, "easing": easing}
+        _refuse("--cameras says where to look from", {**path, "elevation": elevation})
+    elif trajectory is None:
+        path = {"frames": frames, "easing": easing, "consistency": consistency}
+        _refuse("one view is no path", path, "add --trajectory")
+    _check_caption(caption, prompt)
+
     from sidestep.outputs import check_output, is_animation, save_views
-    from sidestep.pipeline import DEFAULT_FOV, NovelViewPipeline
 
     check_output(out)
-    if loop and not is_animation(out):
-        raise SidestepError(f"{out}: is not played; leave --loop out, or name an animation")
     beside = out.with_name(f"{out.stem}-coarse{out.suffix}") if coarse else None
     if beside is not None:
         check_output(beside)
-    if cameras is not None and (trajectory is not None or yaw is not None or pitch is not None):
-        raise SidestepError("--cameras says where to look from; leave --trajectory, --yaw and --pitch out")
-    _check_caption(caption, prompt)
+    if not is_animation(out):
+        _refuse(f"{out}: is not played", {"loop": loop or None, "fps": fps}, "name an animation")
+    elif cameras is None and trajectory is None:
+        raise SidestepError(f"{out}: one view does not move; add --trajectory, or name a picture")
+    fps = fps or 12
+
+    from sidestep.cameras import Camera
+    from sidestep.fusion import FusionSettings
+    from sidestep.images import exif_fov, load_image
+    from sidestep.pipeline import DEFAULT_FOV, NovelViewPipeline
+
     image = load_image(photo)
-    if fov is None:
-        fov = exif_fov(photo) or DEFAULT_FOV
-    source, targets = Camera.from_fov(fov, *image.size), None
+    angle = fov if fov is not None else exif_fov(photo) or DEFAULT_FOV
+    source, targets = Camera.from_fov(angle, *image.size), None
     scale: float | None = 1.0
     if cameras is not None:
         own, targets = _targets_from_file(cameras, photo)
         if own is not None:
+            _refuse(f"{cameras}: has the photo's own camera", {"fov": fov})
             image, source, scale = own.load(), own.camera, None
+        if len(targets) == 1 and is_animation(out):
+            raise SidestepError(f"{out}: one view does not move; add cameras to {cameras}, or name a picture")
     pipe = NovelViewPipeline.from_pretrained(model, prior=prior, device=device)
     if targets is None:
         looks_down = pipe.tunet.config.elevation if elevation is None else elevation
-        targets = _targets(source, trajectory, yaw, pitch, frames, looks_down, easing)
+        targets = _targets(source, trajectory, yaw, pitch, frames or 24, looks_down, easing or "linear")
     result: dict[str, Any] = {}
     if caption is not None:
         from sidestep.captions import BLIP
@@ -215,7 +231,7 @@ def view(
             settings=FusionSettings(noise_scale, noise, latent, sample_from),
             scale=scale,
             batch_size=batch_size,
-            consistency=consistency,
+            consistency=consistency or 0.0,
             progress=show,
         )
     photo_seen = (views.source, views.source_camera)
@@ -225,6 +241,14 @@ def view(
         save_views(beside, views.coarse, views.cameras, fps, loop, photo_seen)
         written.append(str(beside))
     report({"written": written, "fusion": views.fusion, **result}, as_json)
+
+
+def _refuse(fault: str, options: Mapping[str, object], otherwise: str | None = None) -> None:
+    """Refuses those options that were given: they would be dropped without a word."""
+    given = [f"--{name}" for name, value in options.items() if value is not None]
+    if given:
+        named = " and ".join(filter(None, [", ".join(given[:-1]), given[-1]]))
+        raise SidestepError(f"{fault}; leave {named} out" + (f", or {otherwise}" if otherwise else ""))
 
 
 def _check_caption(caption: str | None, prompt: str | None) -> None:
