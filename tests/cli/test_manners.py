@@ -112,6 +112,31 @@ def test_too_little_memory_is_no_defect(
     assert "defect" not in line
 
 
+def test_the_page_says_its_address_as_the_one_object_and_serves(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("gradio")
+
+    def serve(studio: object, host: str, port: int, ready: Callable[[str], None]) -> None:
+        ready(f"http://{host}:{port}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sidestep.app.server.serve", serve)
+    assert sidestep(monkeypatch, "app", "--port", 7, "--json") == 130
+    assert json.loads(capsys.readouterr().out) == {"url": "http://127.0.0.1:7"}
+    assert sidestep(monkeypatch, "app", "--port", 7) == 130
+    assert capsys.readouterr().out.startswith("Sidestep is at http://127.0.0.1:7 ")
+
+
+def test_options_of_every_command_stand_before_the_second_name_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inspect = ("inspect", FURNITURE, "--no-photos")
+    for command in (("capture", "--json", *inspect), ("capture", *inspect, "--json"), ("--json", "capture", *inspect)):
+        assert sidestep(monkeypatch, *command) == 0
+        assert "scenes" in json.loads(capsys.readouterr().out)
+
+
 def test_quiet_leaves_messages_out_and_warnings_in(view: Callable[..., int], caplog: pytest.LogCaptureFixture) -> None:
     logger = logging.getLogger("sidestep.anything")
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from sidestep.cli.terminal import Device, stop_spinner
+from sidestep.cli.terminal import Device, manners, report, stop_spinner
 from sidestep.errors import SidestepError
 
 
@@ -40,6 +40,9 @@ def app(
     )
 
     def ready(url: str) -> None:
+        if manners.json:
+            report({"url": url})
+            return
         stop_spinner()
         print(f"Sidestep is at {url} (Ctrl-C stops it)", flush=True)
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sidestep.cli.terminal import Json, progress_bars, report
+from sidestep.cli.terminal import manners, progress_bars, report
 from sidestep.errors import SidestepError
 
 
@@ -17,7 +17,6 @@ def inspect(
     photos: Annotated[
         bool, typer.Option("--photos/--no-photos", help="Decode every photo, to find damaged and doubled ones.")
     ] = True,
-    as_json: Json = False,
 ) -> None:
     """Say what a captured set holds and what is broken in it; exit with 1 if anything is an error."""
     from sidestep.captures.inspection import inspect_captures
@@ -35,8 +34,8 @@ def inspect(
         )
     if out is not None:
         write_page(out, found)
-    if as_json:
-        report(found.to_dict(), as_json)
+    if manners.json:
+        report(found.to_dict())
     else:
         print("\n".join(found.lines()))
         if out is not None:

@@ -11,8 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from sidestep.cli.terminal import Device, Json, console, progress_bars, report
+from sidestep.cli.terminal import Device, console, manners, progress_bars, report
 from sidestep.errors import SidestepError
+
+UNBOUNDED = 10_000  # columns; a table takes what it needs of them
 
 
 def evaluate(
@@ -48,7 +50,6 @@ def evaluate(
         Path | None, typer.Option(help="Folder with the published weights of LPIPS and FID (default: torch's cache).")
     ] = None,
     device: Device = None,
-    as_json: Json = False,
 ) -> None:
     """Evaluate a model on held-out scenes: figures with intervals, baselines, and a report with pictures."""
     from sidestep.evaluation.evaluate import evaluate as run
@@ -84,19 +85,22 @@ def evaluate(
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )
     page = str(out / "report.html")
-    if as_json:
+    if manners.json:
         figures = {
             row: {subset: {name: asdict(figure) for name, figure in found.items()} for subset, found in subsets.items()}
             for row, subsets in results.estimates.items()
         }
-        report({"report": page, "missing": results.missing, "estimates": figures}, as_json)
+        report({"report": page, "missing": results.missing, "estimates": figures})
         return
     table = Table("", *(figure.title for figure in results.figures))
     for row in results.rows:
         found = results.estimates[row.name]["all"]
         cells = [f"{found[f.name].value:.{f.digits}f}" if f.name in found else "" for f in results.figures]
         table.add_row(escape(row.title) + (" †" if row.uses_target else ""), *cells)
-    Console().print(table)
+    results_console = Console()
+    if not results_console.is_terminal:
+        results_console.width = UNBOUNDED  # else rich cuts the table at 80 columns
+    results_console.print(table)
     for title, reason in results.missing.items():
         console.print(f"{title}: missing; {escape(reason)}", highlight=False)
-    report({"report": page}, as_json)
+    report({"report": page})

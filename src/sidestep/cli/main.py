@@ -1,7 +1,6 @@
 """The commands put together, and how a run of one begins and ends."""
 
 import inspect
-import json
 import os
 import signal
 import sys
@@ -18,7 +17,7 @@ from rich.markup import escape
 from sidestep.cli.app import app as page
 from sidestep.cli.capture import inspect as inspect_captures
 from sidestep.cli.evaluate import evaluate
-from sidestep.cli.terminal import Debug, Json, Manners, Quiet, console, manners, set_up, spinner
+from sidestep.cli.terminal import Debug, Json, Manners, Quiet, answer, console, manners, set_up, spinner
 from sidestep.cli.training import encode, pretrain, train
 from sidestep.cli.view import view
 from sidestep.errors import SidestepError
@@ -50,7 +49,7 @@ def _terminate(number: int, frame: Any) -> None:
 
 
 def mannered(command: Callable[..., None], after_interrupt: str = "") -> Callable[..., None]:
-    """The command with `--quiet` and `--debug`, and with every way it can end told in one line.
+    """The command with `--quiet`, `--debug` and `--json`, and with every way it can end told in one line.
 
     Args:
         command: a command's function.
@@ -59,7 +58,7 @@ def mannered(command: Callable[..., None], after_interrupt: str = "") -> Callabl
 
     @wraps(command)
     @_termination_as_interrupt()
-    def run(quiet: bool, debug: bool, **options: Any) -> None:
+    def run(quiet: bool, debug: bool, as_json: bool, **options: Any) -> None:
         set_up()
         try:
             with spinner():
@@ -82,7 +81,7 @@ def mannered(command: Callable[..., None], after_interrupt: str = "") -> Callabl
                 raise _end(NO_MEMORY, INPUT) from None
             raise _end(_unexpected(error), UNEXPECTED) from None
 
-    common = [("quiet", Quiet), ("debug", Debug)]
+    common = [("quiet", Quiet), ("debug", Debug), ("as_json", Json)]
     own = inspect.signature(command)
     added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=a) for name, a in common]
     run.__signature__ = own.replace(parameters=[*own.parameters.values(), *added])  # type: ignore[attr-defined]
@@ -111,7 +110,7 @@ def _end(message: str, code: int, mark: str = "error: ") -> typer.Exit:
     if manners.debug:
         traceback.print_exc()
     if manners.json:
-        print(json.dumps({"error": message}, indent=2))
+        answer({"error": message})
     console.print(f"[bold red]{mark}[/]{escape(message)}", highlight=False, soft_wrap=True)
     return typer.Exit(code)
 
@@ -131,7 +130,7 @@ app = typer.Typer(
     epilog="`sidestep COMMAND --help` tells a command's options. Put --quiet, --debug or --json before the command "
     "or after it.",
 )
-capture = typer.Typer(no_args_is_help=True, help="Look after captured scenes.")
+capture = typer.Typer(no_args_is_help=True)
 app.command(
     rich_help_panel=VIEWS,
     epilog=_examples(
@@ -168,6 +167,11 @@ def _version(wanted: bool) -> None:
 
         print(metadata.version("sidestep"))
         raise typer.Exit
+
+
+@capture.callback()
+def capture_options(quiet: Quiet = False, debug: Debug = False, as_json: Json = False) -> None:
+    """Look after captured scenes."""
 
 
 @app.callback()

@@ -47,11 +47,12 @@ LIBRARY_SILENCE = {
 
 @dataclass
 class Manners:
-    """What was asked for by `--quiet`, `--debug` and `--json`, before or after the command's name."""
+    """What was asked for by `--quiet`, `--debug` and `--json`, before or after the command's name; what came of it."""
 
     quiet: bool = False
     debug: bool = False
     json: bool = False
+    answered: bool = False  # whether stdout has its JSON object, the only one
 
 
 manners = Manners()
@@ -156,11 +157,18 @@ def progress_bars() -> "Progress":
     return Progress(*columns, redirect_stdout=False, disable=manners.quiet or not console.is_terminal)
 
 
-def report(result: dict[str, Any], as_json: bool) -> None:
-    """Prints a result: a line a key, or JSON."""
+def answer(result: dict[str, Any]) -> None:
+    """Prints an object for programs, at once, unless one was printed before."""
+    if not manners.answered:
+        print(json.dumps(result, indent=2), flush=True)
+    manners.answered = True
+
+
+def report(result: dict[str, Any]) -> None:
+    """Prints a result: a line a key, or with `--json` an object."""
     stop_spinner()
-    if as_json:
-        print(json.dumps(result, indent=2))
+    if manners.json:
+        answer(result)
         return
     for key, value in result.items():
         print(f"{key}: {', '.join(map(str, value)) if isinstance(value, list) else value}")

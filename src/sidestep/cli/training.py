@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from sidestep.cli.terminal import Config, Device, Json, Overrides, progress_bars, report
+from sidestep.cli.terminal import Config, Device, Overrides, progress_bars, report
 
 
 def encode(
@@ -20,7 +20,6 @@ def encode(
     batch_size: Annotated[int, typer.Option(min=1, help="Frames inverted together.")] = 16,
     scenes_per_shard: Annotated[int, typer.Option(min=1, help="Scenes in one file of the store.")] = 8,
     device: Device = None,
-    as_json: Json = False,
 ) -> None:
     """Invert every frame of captured scenes once, for training. Run again to resume."""
     from sidestep.captures import read_captures
@@ -45,22 +44,22 @@ def encode(
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )
     frames = sum(len(scene.frames) for scene in store.scenes)
-    report({"store": str(out), "scenes": len(store.scenes), "frames": frames, "t_star": settings.t_star}, as_json)
+    report({"store": str(out), "scenes": len(store.scenes), "frames": frames, "t_star": settings.t_star})
 
 
-def train(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
+def train(config: Config, overrides: Overrides = None) -> None:
     """Train TUNet on encoded captures. Run again to resume."""
     from sidestep.config import load_config
     from sidestep.training import TrainConfig
     from sidestep.training import train as run
 
-    report({"model": str(run(load_config(TrainConfig, config, overrides or [])))}, as_json)
+    report({"model": str(run(load_config(TrainConfig, config, overrides or [])))})
 
 
-def pretrain(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
+def pretrain(config: Config, overrides: Overrides = None) -> None:
     """Train a small latent prior (an autoencoder, then a U-Net) from pictures. Run again to resume."""
     from sidestep.config import load_config
     from sidestep.pretraining import PretrainConfig
     from sidestep.pretraining import pretrain as run
 
-    report({"prior": str(run(load_config(PretrainConfig, config, overrides or [])))}, as_json)
+    report({"prior": str(run(load_config(PretrainConfig, config, overrides or [])))})

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
-from sidestep.cli.terminal import Device, Json, progress_bars, report
+from sidestep.cli.terminal import Device, progress_bars, report
 from sidestep.errors import SidestepError
 
 if TYPE_CHECKING:
@@ -158,7 +158,6 @@ def view(
         str | None, typer.Option(help="Prior's folder or hub id, for a model of TUNet alone.", rich_help_panel=HOW)
     ] = None,
     device: Device = None,
-    as_json: Json = False,
 ) -> None:
     """Synthesise what another camera would have seen."""
     if cameras is not None:
@@ -240,7 +239,7 @@ def view(
     if beside is not None:
         save_views(beside, views.coarse, views.cameras, fps, loop, photo_seen)
         written.append(str(beside))
-    report({"written": written, "fusion": views.fusion, **result}, as_json)
+    report({"written": written, "fusion": views.fusion, **result})
 
 
 def _refuse(fault: str, options: Mapping[str, object], otherwise: str | None = None) -> None:
