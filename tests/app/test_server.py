@@ -36,6 +36,41 @@ def test_another_name_for_this_machine_is_not_answered(client: TestClient) -> No
     assert client.get("/", headers={"host": "localhost:7860"}).status_code == 200
 
 
+def test_every_loopback_address_answers_to_its_own_names_alone(
+    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
+    for host, answer in (("127.0.0.2", 400), ("192.168.1.2", 200)):
+        client = TestClient(build_app(studio, tmp_path, host), base_url=f"http://{host}:7860")
+        assert client.get("/sidestep/viewport.js").status_code == 200
+        assert client.get("/sidestep/viewport.js", headers={"host": "elsewhere.example"}).status_code == answer
+
+
+@pytest.mark.parametrize(
+    ("headers", "answer"),
+    [
+        ({}, 200),
+        ({"origin": "http://127.0.0.1"}, 200),
+        ({"origin": "https://a.proxy", "sec-fetch-site": "same-origin"}, 200),
+        ({"origin": "https://evil.example"}, 403),
+        ({"origin": "http://127.0.0.1:8000"}, 403),
+        ({"origin": "null"}, 403),
+        ({"origin": "https://evil.example", "sec-fetch-site": "cross-site"}, 403),
+        ({"origin": "http://localhost", "sec-fetch-site": "same-site"}, 403),
+    ],
+)
+def test_a_page_elsewhere_can_leave_no_files_here(
+    client: TestClient, tmp_path: Path, headers: dict[str, str], answer: int
+) -> None:
+    upload = client.post("/gradio_api/upload", files={"files": ("photo.png", b"0")}, headers=headers)
+    assert upload.status_code == answer
+    assert bool(list(tmp_path.rglob("photo.png"))) == (answer == 200)
+
+
+def test_no_other_site_may_frame_the_page(client: TestClient) -> None:
+    assert "frame-ancestors 'self'" in client.get("/").headers["content-security-policy"]
+
+
 def test_no_function_of_the_page_is_offered_to_programs(client: TestClient) -> None:
     offered = client.get("/gradio_api/info").json()
     assert offered["named_endpoints"] == offered["unnamed_endpoints"] == {}
@@ -52,6 +87,9 @@ def test_files_outside_the_private_folder_are_not_served(client: TestClient, tmp
 def test_large_uploads_are_refused(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     big = {"files": ("big.png", b"0" * (20 * 2**20 + 1))}
     assert client.post("/gradio_api/upload", files=big).status_code == 413
+    many = [("files", (f"{i}.png", b"0" * 2**20)) for i in range(22)]  # each small enough
+    assert client.post("/gradio_api/upload", files=many).status_code == 413
+    assert client.post("/gradio_api/upload", content=iter([b"0"])).status_code == 413  # of a length not told
     assert client.post("/gradio_api/upload", files={"files": ("small.png", b"0")}).status_code == 200
 
 

@@ -17,8 +17,9 @@ from sidestep.app.poses import Pose, target
 from sidestep.app.session import Cancelled, Coarse, Made, Session, Sessions, Settings, Step, Studio
 from sidestep.cameras import Camera
 from sidestep.captures import read_captures
+from sidestep.cli.view import _targets
 from sidestep.errors import SidestepError
-from sidestep.keyframes import along, read_key_frames
+from sidestep.keyframes import read_key_frames
 from sidestep.pipeline import NovelViewPipeline
 
 SETTINGS = Settings("tiny", 45.0, steps=3)
@@ -118,8 +119,10 @@ def test_key_frames_are_made_and_kept_for_the_command_line(session: Session, pho
         archive.extract("keys.yaml", tmp_path)
     read = read_key_frames(tmp_path / "keys.yaml")
     assert [(key.yaw, key.pitch, key.distance) for key in read] == [(0, 0, 1), (30, 10, 0.8), (-20.5, 0, 1.25)]
-    source = made.views.source_camera
-    for one, other in zip(along(read, source, 5, elevation=20, easing="smooth"), made.views.cameras, strict=True):
+    trajectory = str(tmp_path / "keys.yaml")
+    for one, other in zip(
+        _targets(made.views.source_camera, trajectory, None, None, 5, 20, "smooth"), made.views.cameras, strict=True
+    ):
         assert torch.allclose(one.world_to_camera, other.world_to_camera, atol=1e-5)
 
 

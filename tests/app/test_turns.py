@@ -2,7 +2,9 @@
 
 import threading
 
-from sidestep.app.turns import Turns
+import pytest
+
+from sidestep.app.turns import Cancelled, Turns
 
 
 def test_long_work_that_lends_its_turn_lets_short_work_through() -> None:
@@ -60,3 +62,36 @@ def test_a_turn_is_given_back_after_an_error() -> None:
         pass
     with turns.take():
         turns.lend()
+
+
+def test_stopping_ends_the_work_and_what_waits_for_it() -> None:
+    turns, ended = Turns(), []
+    started = threading.Event()
+
+    def long() -> None:
+        try:
+            with turns.take():
+                started.set()
+                while True:
+                    turns.lend()
+        except Cancelled:
+            ended.append("long")
+
+    def short() -> None:
+        try:
+            with turns.take():
+                while True:
+                    turns.lend()
+        except Cancelled:
+            ended.append("short")
+
+    threads = [threading.Thread(target=work, daemon=True) for work in (long, short)]
+    threads[0].start()
+    started.wait(5)
+    threads[1].start()
+    turns.stop(patience=10)
+    for thread in threads:
+        thread.join(10)
+    assert sorted(ended) == ["long", "short"]
+    with pytest.raises(Cancelled), turns.take():
+        pass

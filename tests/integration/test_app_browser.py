@@ -18,6 +18,7 @@ from sidestep.app.poses import Pose, matrices, target
 from sidestep.cameras import Camera
 from sidestep.captures import read_captures
 from sidestep.images import load_image, resize_and_crop
+from sidestep.keyframes import along, read_key_frames
 from sidestep.pipeline import NovelViewPipeline
 
 pytest.importorskip("gradio", reason="the page's extra is not installed")
@@ -62,6 +63,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
 
 
 @pytest.fixture(scope="module")
+def pipe() -> NovelViewPipeline:
+    return NovelViewPipeline.from_pretrained()
+
+
+@pytest.fixture(scope="module")
 def desk() -> Iterator[Any]:
     """A browser on a desk, whose cache keeps the page's scripts from test to test."""
     with playwright.sync_playwright() as started:
@@ -70,15 +76,24 @@ def desk() -> Iterator[Any]:
         browser.close()
 
 
-@pytest.fixture
-def visit(server: tuple[str, Path], desk: Any) -> Iterator[Open]:
-    """Opens the page as a new user; in the end, no page may have had an error or asked another machine."""
-    faults: list[str] = []
-    pages = []
+@pytest.fixture(scope="module")
+def faults() -> list[str]:
+    """Errors of any page, and what it asked of other machines."""
+    return []
 
-    def open_page(example: str | None = "chair", **device: Any) -> Any:
+
+@pytest.fixture(autouse=True)
+def _no_faults(faults: list[str]) -> Iterator[None]:
+    yield
+    assert not faults
+
+
+@pytest.fixture(scope="module")
+def open_page(server: tuple[str, Path], desk: Any, faults: list[str]) -> Open:
+    """Opens the page as a new user."""
+
+    def opened(**device: Any) -> Any:
         page = (desk.browser.new_context(**device) if device else desk).new_page()
-        pages.append(page)
         page.set_default_timeout(PATIENCE)
         page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: faults.append(str(error)))
@@ -87,15 +102,21 @@ def visit(server: tuple[str, Path], desk: Any) -> Iterator[Open]:
         page.goto(server[0])
         page.wait_for_function("document.querySelector('sidestep-viewport')?.pose")
         page.wait_for_selector("#examples button")
-        if example:
-            page.click(f"#examples button[aria-label$={example}]")
-            page.wait_for_selector("#coarse img")
         return page
 
-    yield open_page
-    for page in pages:
-        page.close()
-    assert not faults
+    return opened
+
+
+@pytest.fixture(scope="module")
+def shared(open_page: Open) -> Any:
+    """One page for the tests that do not mind what was done on it before; loading one takes seconds."""
+    return open_page()
+
+
+def use_example(page: Any, name: str) -> None:
+    page.click(f"#examples button[aria-label$={name}]")
+    page.wait_for_selector("#coarse img")
+    await_status(page, "Ready")
 
 
 def picture(page: Any, name: str) -> str:
@@ -139,14 +160,28 @@ def await_status(page: Any, text: str) -> None:
     page.wait_for_function("(text) => document.querySelector('#status').textContent.includes(text)", arg=text)
 
 
+def fill(page: Any, field: str, text: str) -> None:
+    page.fill(field, text)
+    page.press(field, "Tab")
+
+
 def choose_steps(page: Any, steps: int) -> None:
-    page.click("#settings button")
-    page.fill("#steps input", str(steps))
-    page.press("#steps input", "Tab")
-    page.click("#settings button")
+    page.click("#settings button >> nth=0")
+    fill(page, "#steps input", str(steps))
+    page.click("#settings button >> nth=0")
 
 
-def drag(page: Any, right: float, up: float, moves: int = 30) -> None:
+def download(page: Any, folder: Path) -> Path:
+    """The folder that the page's download holds."""
+    with page.expect_download() as started:
+        page.click("#download")
+    started.value.save_as(folder / "views.zip")
+    with zipfile.ZipFile(folder / "views.zip") as archive:
+        archive.extractall(folder / "out")
+    return folder / "out"
+
+
+def drag(page: Any, right: float, up: float, moves: int) -> None:
     box = page.locator("sidestep-viewport").bounding_box()
     spot = page.evaluate("document.querySelector('sidestep-viewport').spot")
     x, y = box["x"] + spot["x"], box["y"] + spot["y"]
@@ -173,8 +208,10 @@ def shown_pixels(page: Any, name: str) -> np.ndarray:
     return np.array(values, np.float32).reshape(height, width, 4)[..., :3]
 
 
-def test_a_photo_is_dropped_looked_at_from_the_side_and_made(visit: Open, tmp_path: Path) -> None:
-    page = visit(example=None)
+def test_a_photo_is_dropped_looked_at_from_the_side_and_made(
+    open_page: Open, pipe: NovelViewPipeline, tmp_path: Path
+) -> None:
+    page = open_page()
     page.set_input_files("#upload input[type=file]", EXAMPLES / "sofa.jpg")
     page.wait_for_selector("#coarse img")
     before = picture(page, "coarse")
@@ -190,7 +227,6 @@ def test_a_photo_is_dropped_looked_at_from_the_side_and_made(visit: Open, tmp_pa
     await_fields(page, moved)
 
     # What is shown last is what the model makes of the last pose.
-    pipe = NovelViewPipeline.from_pretrained()
     photo = load_image(EXAMPLES / "sofa.jpg")
     reference = pipe.invert(photo, Camera.from_fov(45, *photo.size), scale=1.0)
     camera = target(reference.camera, moved, pipe.tunet.config.elevation)
@@ -210,21 +246,16 @@ def test_a_photo_is_dropped_looked_at_from_the_side_and_made(visit: Open, tmp_pa
     page.keyboard.press("Home")
     assert slider.input_value() == "0"
 
-    with page.expect_download() as download:
-        page.click("#download")
-    download.value.save_as(tmp_path / "views.zip")
-    with zipfile.ZipFile(tmp_path / "views.zip") as archive:
-        archive.extractall(tmp_path / "out")
-    scenes = {scene.name: scene for scene in read_captures(tmp_path / "out")}
+    scenes = {scene.name: scene for scene in read_captures(download(page, tmp_path))}
     made, own = scenes["views"].frames
     assert np.array_equal(own.load(), resize_and_crop(photo, 256))
     assert torch.allclose(made.camera.world_to_camera, camera.world_to_camera, atol=1e-4)
     await_pixels(page, "final", np.asarray(made.load(), np.float32))
 
 
-def test_the_3d_view_stands_where_the_cameras_do(visit: Open) -> None:
-    page = visit(example=None)
-    source, elevation = Camera.from_fov(45, 2, 2), NovelViewPipeline.from_pretrained().tunet.config.elevation
+def test_the_3d_view_stands_where_the_cameras_do(shared: Any, pipe: NovelViewPipeline) -> None:
+    page = shared
+    source, elevation = Camera.from_fov(45, 2, 2), pipe.tunet.config.elevation
     for yaw, pitch, distance in ((20, 0, 1), (-65, 30, 1.5), (0, -25, 0.6), (-80, 40, 1.9)):
         numbers = page.evaluate(
             "(pose) => { const view = document.querySelector('sidestep-viewport'); view.pose = pose; "
@@ -239,12 +270,11 @@ def test_the_3d_view_stands_where_the_cameras_do(visit: Open) -> None:
         assert numbers == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_path_is_cancelled_then_made_into_a_video(visit: Open) -> None:
-    page = visit()
+def test_a_path_is_cancelled_then_made_into_a_video(shared: Any) -> None:
+    page = shared
+    use_example(page, "chair")
     page.get_by_label("Orbit").check()
-    page.wait_for_selector("#frames")
-    page.fill("#frames input[type=number]", "3")
-    page.press("#frames input[type=number]", "Enter")
+    fill(page, "#frames input[type=number]", "3")
     choose_steps(page, 100)
     page.click("#make")
     page.wait_for_selector("#status progress")
@@ -258,39 +288,70 @@ def test_a_path_is_cancelled_then_made_into_a_video(visit: Open) -> None:
     page.wait_for_function("document.querySelector('#video video').currentTime > 0")
 
 
-def test_a_file_that_is_no_photo_is_refused_in_words(visit: Open, tmp_path: Path) -> None:
-    page = visit(example=None)
+def test_key_frames_are_recorded_made_and_read_back(shared: Any, pipe: NovelViewPipeline, tmp_path: Path) -> None:
+    page = shared
+    use_example(page, "table")
+    page.get_by_label("Key frames").first.check()
+    for count, key in enumerate((Pose(0, 0, 1), Pose(30, 8, 0.9), Pose(-60, 0, 1)), 1):
+        for i, number in enumerate((key.yaw, key.pitch, key.distance)):
+            fill(page, f"#pose input >> nth={i}", str(number))
+        page.click("#add")
+        page.wait_for_selector(f"#keys li >> nth={count - 1}")
+    page.get_by_role("button", name="Remove last").click()
+    page.wait_for_selector("#keys li >> nth=2", state="detached")
+    assert page.locator("#keys li").last.inner_text() == "30° yaw, 8° pitch, distance 0.9"
+    fill(page, "#frames input[type=number]", "3")
+    choose_steps(page, 1)
+    page.click("#make")
+    await_status(page, "Done: 3 views")
+    out = download(page, tmp_path)
+    keys = read_key_frames(out / "keys.yaml")
+    assert [(key.yaw, key.pitch, key.distance) for key in keys] == [(0, 0, 1), (30, 8, 0.9)]
+    photo = load_image(EXAMPLES / "table.jpg")
+    expected = along(keys, Camera.from_fov(45, *photo.size), 3, elevation=pipe.tunet.config.elevation)
+    (scene,) = (scene for scene in read_captures(out) if scene.name == "views")
+    for frame, camera in zip(scene.frames[1:], expected, strict=True):
+        assert torch.allclose(frame.camera.world_to_camera, camera.world_to_camera, atol=1e-4)
+
+
+def test_a_file_that_is_no_photo_is_refused_in_words(shared: Any, tmp_path: Path) -> None:
+    page = shared
+    use_example(page, "chair")
+    before = picture(page, "photo")
     (tmp_path / "chair.png").write_text("not a picture")
     page.set_input_files("#upload input[type=file]", tmp_path / "chair.png")
     await_status(page, "chair.png: not an image")
     assert "chair.png" in page.get_by_test_id("toast-text").inner_text()
-    assert not page.locator("#photo img").count()
-    page.click("#examples button >> nth=2")  # and the page works on
-    page.wait_for_selector("#coarse img")
+    assert picture(page, "photo") == before
+    use_example(page, "sofa")  # and the page works on
 
 
-def test_two_users_keep_apart_and_leave_nothing_behind(visit: Open, server: tuple[str, Path]) -> None:
-    one, other = visit("chair"), visit("table")
+def test_two_users_keep_apart_and_leave_nothing_behind(open_page: Open, shared: Any, server: tuple[str, Path]) -> None:
+    others = set(server[1].glob("*/session-*"))
+    one, other = open_page(), open_page()
+    use_example(one, "chair")
+    use_example(other, "table")
     theirs = picture(other, "coarse"), pose(other)
     before = picture(one, "coarse")
     assert before != theirs[0]
-    drag(one, -60, 0)
+    one.bring_to_front()  # a page behind another draws once a second
+    drag(one, -60, 0, moves=8)
     await_another(one, "coarse", before)
     assert (picture(other, "coarse"), pose(other)) == theirs
-    sessions = list(server[1].glob("*/session-*"))
-    assert len(sessions) >= 2
+    sessions = set(server[1].glob("*/session-*")) - others
+    assert len(sessions) == 2
     for page in (one, other):
         page.close()
-    spare = visit(example=None)
     for _ in range(100):
         if not any(folder.exists() for folder in sessions):
             break
-        spare.wait_for_timeout(200)
+        shared.wait_for_timeout(200)
     assert not any(folder.exists() for folder in sessions)
+    assert all(folder.exists() for folder in others)
 
 
-def test_the_keyboard_is_enough(visit: Open) -> None:
-    page = visit(example=None)
+def test_the_keyboard_is_enough(open_page: Open) -> None:
+    page = open_page()
 
     def reach(script: str) -> None:
         for _ in range(60):
@@ -323,8 +384,12 @@ def test_the_keyboard_is_enough(visit: Open) -> None:
     await_status(page, "Done")
 
 
-def test_a_phone_shows_it_all_without_scrolling_sideways(visit: Open) -> None:
-    page = visit(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True, color_scheme="dark")
+def test_a_phone_shows_it_all_without_scrolling_sideways(open_page: Open) -> None:
+    page = open_page(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True, color_scheme="dark")
+    use_example(page, "chair")
+    page.get_by_label("Key frames").first.check()
+    page.click("#add")
+    page.wait_for_selector("#keys li")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     wide = page.evaluate(
         "[...document.querySelectorAll('button, input, img, sidestep-viewport')]"
@@ -332,6 +397,7 @@ def test_a_phone_shows_it_all_without_scrolling_sideways(visit: Open) -> None:
     )
     assert wide == 0
     before = picture(page, "coarse")
+    page.locator("sidestep-viewport").scroll_into_view_if_needed()
     spot = page.evaluate("document.querySelector('sidestep-viewport').spot")
     box = page.locator("sidestep-viewport").bounding_box()
     touch = page.context.new_cdp_session(page)
