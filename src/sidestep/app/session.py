@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from sidestep.app.poses import Path as CameraPath
 from sidestep.app.poses import Pose, along, target
-from sidestep.app.turns import Turns
+from sidestep.app.turns import Cancelled, Turns
 from sidestep.cameras import Camera
 from sidestep.captions import caption
 from sidestep.captures.writing import write_capture
@@ -31,11 +31,8 @@ MAX_STEPS = 100
 MAX_SESSIONS = 32
 REFERENCES = 2  # inverted photos that a session keeps, one a model
 LAST_STEP = 30.0  # seconds that a cancelled step may still take
+LAST_STEP_AT_END = 10.0  # the same where the server ends
 FORMATS = ("JPEG", "PNG", "WEBP")  # no format whose reader starts another program
-
-
-class Cancelled(Exception):
-    """The user stopped the work, or began another."""
 
 
 @dataclass(frozen=True)
@@ -297,6 +294,11 @@ class Session:
             if self._turn == turn:
                 self.cancel()
 
+    def wait(self, patience: float) -> None:
+        """Waits until the work has ended, up to so many seconds."""
+        if self._working.acquire(timeout=patience):
+            self._working.release()
+
     def close(self) -> None:
         """Ends the work and removes what the session has on the disk."""
         self.cancel()
@@ -427,6 +429,16 @@ class Sessions:
             session = self._sessions.pop(name, None)
         if session is not None:
             session.close()
+
+    def stop(self) -> None:
+        """Ends all work, for good, and waits for it: a thread that computes while Python ends takes it down."""
+        with self._lock:
+            sessions = list(self._sessions.values())
+        for session in sessions:
+            session.cancel()
+        self._studio.turns.stop(LAST_STEP_AT_END)
+        for session in sessions:
+            session.wait(LAST_STEP_AT_END)
 
 
 def _check_format(path: Path) -> None:
