@@ -42,21 +42,28 @@ PATIENCE = 60_000  # ms; a loaded machine is slow, and nothing here is about tim
 Open = Callable[..., Any]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """The page's address, and the folder that the server's temporary files go to."""
-    folder = tmp_path_factory.mktemp("server")
+def start(folder: Path, stderr: Any = None) -> tuple[str, subprocess.Popen[str]]:
+    """A server whose temporary files go to a folder: its address and its process."""
     process = subprocess.Popen(
         [sys.executable, "-m", "sidestep", "app", "--port", "0"],
         # gradio looks for closed pages every 15 seconds, and four times a second where this is set.
         env={**os.environ, "TMPDIR": str(folder), "OMP_NUM_THREADS": "1", "GRADIO_IS_E2E_TEST": "1"},
         stdout=subprocess.PIPE,
+        stderr=stderr,
         text=True,
     )
     assert process.stdout is not None
     line = process.stdout.readline()
     assert "http://127.0.0.1:" in line
-    yield next(word for word in line.split() if word.startswith("http")), folder
+    return next(word for word in line.split() if word.startswith("http")), process
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """The page's address, and the folder that the server's temporary files go to."""
+    folder = tmp_path_factory.mktemp("server")
+    address, process = start(folder)
+    yield address, folder
     process.send_signal(signal.SIGTERM)
     process.wait(20)
     assert not list(folder.glob("sidestep-app-*"))
@@ -412,3 +419,21 @@ def test_a_phone_shows_it_all_without_scrolling_sideways(open_page: Open) -> Non
     point("touchEnd", 0)
     await_another(page, "coarse", before)
     assert pose(page).yaw < 15
+
+
+def test_ctrl_c_ends_the_server_amid_work_in_one_word(desk: Any, tmp_path: Path) -> None:
+    with (tmp_path / "told").open("w") as told:
+        address, process = start(tmp_path, told)
+        page = desk.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.goto(address)
+        page.click("#examples button >> nth=0")
+        page.wait_for_selector("#coarse img")
+        choose_steps(page, 100)
+        page.click("#make")
+        await_status(page, "Sampling")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        page.close()
+    assert (tmp_path / "told").read_text().strip() == "interrupted"
+    assert not list(tmp_path.glob("sidestep-app-*"))

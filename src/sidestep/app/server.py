@@ -1,5 +1,8 @@
 """Serves the page: on which address, with which limits, from which private folder."""
 
+import asyncio
+import ipaddress
+import logging
 import os
 import socket
 import tempfile
@@ -10,6 +13,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse
+from starlette.datastructures import Headers
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.staticfiles import StaticFiles
 
@@ -22,7 +26,8 @@ PORT = 7860
 STATIC = Path(__file__).parent / "static"
 
 # What gradio and the scene need, and nothing from anywhere else.
-_POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
+_POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"
+MAX_REQUEST = MAX_BYTES + 2**20  # one photo and what is sent around it
 
 
 def serve(studio: Studio, host: str, port: int, ready: Callable[[str], None]) -> None:
@@ -41,8 +46,8 @@ def serve(studio: Studio, host: str, port: int, ready: Callable[[str], None]) ->
     with listening, tempfile.TemporaryDirectory(prefix="sidestep-app-") as folder:
         app = build_app(studio, Path(folder), host)
         ready(f"http://{host}:{listening.getsockname()[1]}")
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
-        uvicorn.Server(config).run(sockets=[listening])
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+        _Server(config, app.state.sessions).run(sockets=[listening])
 
 
 def build_app(studio: Studio, folder: Path, host: str = LOOPBACK[0]) -> FastAPI:
@@ -60,13 +65,15 @@ def build_app(studio: Studio, folder: Path, host: str = LOOPBACK[0]) -> FastAPI:
     from sidestep.app.page import build_page
 
     app = FastAPI(openapi_url=None)
+    app.add_middleware(_Guard)
     app.add_middleware(_Headers)
-    if host in LOOPBACK:
+    if _is_loopback(host):
         # A page elsewhere must not reach this one through a name that it points here.
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK))
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, host])
     app.get("/sidestep/model-card")(_model_card)
     app.mount("/sidestep", StaticFiles(directory=STATIC))
-    page = build_page(studio, Sessions(studio, folder), example_photos())
+    app.state.sessions = Sessions(studio, folder)
+    page = build_page(studio, app.state.sessions, example_photos())
     return gr.mount_gradio_app(
         app,
         page,
@@ -118,8 +125,57 @@ def _listen(host: str, port: int) -> socket.socket:
         raise SidestepError(f"{host}:{port} cannot be listened on ({reason}); try another --port, or 0") from None
 
 
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host in LOOPBACK
+
+
 def _model_card() -> PlainTextResponse:
     return PlainTextResponse((Path(model_folder(BUNDLED)) / "README.md").read_text(encoding="utf-8"))
+
+
+class _Server(uvicorn.Server):
+    """Ends the users' work before their connections."""
+
+    def __init__(self, config: uvicorn.Config, sessions: Sessions) -> None:
+        super().__init__(config)
+        self._sessions = sessions
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # Open pages hold their connections; that these are cut off is no fault to tell.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL + 1)
+        await asyncio.to_thread(self._sessions.stop)
+        await super().shutdown(sockets)
+
+
+class _Guard:
+    """Refuses what another site's page sends, and what is larger than a photo.
+
+    A browser sends an upload to any address without asking there first.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        answer = self._app
+        if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD", "OPTIONS"):
+            headers = Headers(scope=scope)
+            if _is_foreign(headers):
+                answer = PlainTextResponse("Sent by another site's page", status_code=403)
+            elif "transfer-encoding" in headers or int(headers.get("content-length", 0)) > MAX_REQUEST:
+                answer = PlainTextResponse("Too large", status_code=413)
+        await answer(scope, receive, send)
+
+
+def _is_foreign(headers: Headers) -> bool:
+    site = headers.get("sec-fetch-site")
+    if site is not None:
+        return site not in ("same-origin", "none")
+    origin = headers.get("origin")  # from browsers that do not tell the site; programs tell neither
+    return origin is not None and origin.partition("://")[2] != headers.get("host")
 
 
 class _Headers:
