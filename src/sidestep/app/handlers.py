@@ -54,10 +54,10 @@ class Handlers:
         except SidestepError as error:
             yield (None, *kept, _refused(error))
             return
-        note = "by EXIF" if fov else "a guess"
+        note = "by EXIF" if fov else "guessed"
         yield (
             None,
-            gr.update(value=round(fov or DEFAULT_FOV, 1), info=f"Across the shorter side, {note}."),
+            gr.update(value=round(fov or DEFAULT_FOV, 1), info=f"Shorter side, {note}."),
             photo,
             gr.update(photo=photo, preview=""),
             "",

@@ -66,7 +66,7 @@ class Controls:
     steps: gr.Number
     seed: gr.Number
     consistency: gr.Slider
-    text: gr.Group
+    text: gr.Column
     describe: gr.Button
     prompts: list[gr.Textbox]
     guidance: gr.Slider
@@ -123,9 +123,9 @@ def _lay_out(studio: Studio, photos: Sequence[Path]) -> Controls:
             with gr.Column(visible=False, elem_id="recorder") as recorder:
                 keys = parts.key_frames()
                 with gr.Row():
-                    add = gr.Button("Add this camera", size="sm", min_width=120, elem_id="add")
-                    remove = gr.Button("Remove the last", size="sm", min_width=120)
-                    clear = gr.Button("Clear", size="sm", min_width=70)
+                    add = gr.Button("Add this camera", size="sm", scale=2, min_width=118, elem_id="add")
+                    remove = gr.Button("Remove last", size="sm", min_width=100)
+                    clear = gr.Button("Clear", size="sm", min_width=54)
             with gr.Column(visible=False) as film:
                 with gr.Row():
                     frames = gr.Slider(2, MAX_FRAMES, 24, step=1, label="Frames", min_width=120, elem_id="frames")
@@ -147,14 +147,17 @@ def _lay_out(studio: Studio, photos: Sequence[Path]) -> Controls:
             with gr.Accordion("Settings", open=False, elem_id="settings"):
                 with gr.Row():
                     model = gr.Dropdown(
-                        studio.models, value=first, label="Model", visible=len(studio.models) > 1, min_width=140
+                        studio.models,
+                        value=first,
+                        label="Model",
+                        info="What makes the views.",
+                        visible=len(studio.models) > 1,
+                        min_width=140,
                     )
                     category = gr.Dropdown(
                         categories(pipe), value="", label="Category", info="What the photo shows.", min_width=140
                     )
-                    fov = _number(
-                        "Field of view °", DEFAULT_FOV, poses.FOV, info="Across the shorter side.", elem_id="fov"
-                    )
+                    fov = _number("Field of view °", DEFAULT_FOV, poses.FOV, info="Shorter side.", elem_id="fov")
                 with gr.Row():
                     fusion = gr.Dropdown(
                         list(get_args(Fusion)),
@@ -168,7 +171,7 @@ def _lay_out(studio: Studio, photos: Sequence[Path]) -> Controls:
                 consistency = gr.Slider(
                     0, 1, 0, step=0.05, label="Consistency", info="How much the views of a path are steadied."
                 )
-                with gr.Group(visible=reads_text(pipe), elem_id="text") as text:
+                with gr.Column(visible=reads_text(pipe), elem_id="text") as text:
                     prompt = gr.Textbox(label="Prompt", info="What the final view is guided towards.")
                     describe = gr.Button("Describe the photo", size="sm", elem_id="describe")
                     negative = gr.Textbox(label="Negative prompt", info="Acts beside a prompt.")

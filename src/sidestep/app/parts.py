@@ -95,7 +95,7 @@ _KEY_FRAMES = """
 <ol class="keys" aria-label="Key frames" aria-live="polite">
     ${value.map((key) => `<li>${key.yaw}° yaw, ${key.pitch}° pitch, distance ${key.distance}</li>`).join('')}
 </ol>
-${value.length < 2 ? '<p class="hint">Move the orange camera and add it, two times or more.</p>' : ''}
+${value.length < 2 ? '<p class="hint">Move the orange camera and add it, twice or more.</p>' : ''}
 """
 
 
