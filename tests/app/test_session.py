@@ -1,9 +1,12 @@
 """A user's photo, work and files, with a miniature model and without a page."""
 
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
+from time import sleep
+from typing import Any
 
 import av
 import numpy as np
@@ -66,6 +69,30 @@ def test_a_photo_is_inverted_once(
         session.coarse(SETTINGS, Pose(yaw))
     session.coarse(Settings("tiny", 60.0), Pose())
     finish(session)
+    assert len(calls) == 1
+
+
+def test_a_photo_is_inverted_once_also_where_its_camera_is_dragged_meanwhile(
+    session: Session, photo: Path, tiny: NovelViewPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, invert = [], tiny.invert
+    dragging = [Thread(target=session.coarse, args=(SETTINGS, Pose(yaw))) for yaw in (0, 10)]
+
+    def slow(*options: Any, progress: Any, **named: Any) -> Any:
+        calls.append(options)
+        if len(calls) == 1:
+            for drag in dragging:
+                drag.start()
+            for _ in range(200):
+                progress("invert", 0, 1)  # lends the turn
+                sleep(0.001)
+        return invert(*options, progress=progress, **named)
+
+    monkeypatch.setattr(tiny, "invert", slow)
+    session.open(photo)
+    finish(session)
+    for drag in dragging:
+        drag.join(30)
     assert len(calls) == 1
 
 
@@ -206,6 +233,47 @@ def test_work_that_was_cancelled_while_it_waited_does_not_start(session: Session
     assert finish(session)
 
 
+def test_another_photo_ends_the_work_on_the_last(session: Session, photo: Path, other_photo: Path) -> None:
+    session.open(photo)
+    work = session.make(Settings("tiny", 45.0, steps=100), Pose(), CameraPath("orbit", 60))
+    next(work)
+    session.open(other_photo)
+    with pytest.raises(Cancelled):
+        list(work)
+
+
+@pytest.mark.parametrize("end", [Session.cancel, Session.close])
+def test_work_can_be_ended_while_it_is_written(
+    session: Session, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: Callable[[Session], None]
+) -> None:
+    write = module.save_views
+
+    def ended(*options: object) -> None:
+        end(session)
+        write(*options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "save_views", ended)
+    session.open(photo)
+    with pytest.raises(Cancelled):
+        finish(session, path=CameraPath("orbit", 2))
+    session.wait(30)
+    assert not list(tmp_path.rglob("made-*"))
+    assert (tmp_path / "session").exists() == (end is Session.cancel)
+
+
+def test_each_work_has_files_of_its_own(session: Session, photo: Path) -> None:
+    session.open(photo)
+    path = CameraPath("orbit", 2)
+    first = finish(session, path=path)
+    with first.archive.open("rb") as download:
+        second = finish(session, path=path)
+        assert zipfile.ZipFile(download).testzip() is None  # also while the next is written
+    assert first.video != second.video
+    assert first.archive.name == second.archive.name
+    assert second.archive.exists()
+    assert not first.archive.exists()
+
+
 def test_a_drag_is_answered_while_long_work_goes_on(studio: Studio, photo: Path, tmp_path: Path) -> None:
     busy, dragging = (Sessions(studio, tmp_path).of(name) for name in ("one", "two"))
     for session in (busy, dragging):
@@ -281,16 +349,42 @@ def test_users_do_not_see_each_other(studio: Studio, photo: Path, other_photo: P
     assert not sessions.of("three").has_photo
 
 
-def test_a_session_leaves_no_files(studio: Studio, photo: Path, tmp_path: Path) -> None:
+def test_a_session_leaves_no_files(
+    studio: Studio, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = tmp_path / "all"
     root.mkdir()
     sessions = Sessions(studio, root)
     sessions.of("one").open(photo)
     finish(sessions.of("one"))
     assert list(root.rglob("*.zip"))
-    sessions.end("one")
-    sessions.end("one")
+    monkeypatch.setattr(module, "AWAY", -1.0)
+    sessions.leave("one")
+    sessions.leave("one")
+    sessions.sweep()
     assert not list(root.iterdir())
+
+
+def test_a_session_outlives_a_broken_connection_but_its_work_does_not(
+    studio: Studio, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions = Sessions(studio, tmp_path)
+    sessions.of("one").open(photo)
+    turn = sessions.of("one").begin()
+    sessions.leave("one")
+    with pytest.raises(Cancelled):
+        list(sessions.of("one").make(SETTINGS, Pose(), turn=turn))
+    sessions.sweep()
+    assert sessions.of("one").has_photo
+    monkeypatch.setattr(module, "AWAY", -1.0)
+    sessions.leave("one")
+    sessions.of("one")  # it was seen again
+    sessions.sweep()
+    assert sessions.of("one").has_photo
+    monkeypatch.setattr(module, "UNUSED", -1.0)
+    sessions.of("one")
+    sessions.sweep()
+    assert not sessions.of("one").has_photo
 
 
 def test_there_are_not_more_sessions_than_agreed(

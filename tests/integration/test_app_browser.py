@@ -39,13 +39,21 @@ FLAGS = [
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PATIENCE = 60_000  # ms; a loaded machine is slow, and nothing here is about time
 
+# The command, but for how long the session of a closed page is kept.
+PROGRAM = """
+from sidestep.app import server, session
+session.AWAY, server.SWEEP = 2, 1
+from sidestep.__main__ import main
+main()
+"""
+
 Open = Callable[..., Any]
 
 
 def start(folder: Path, stderr: Any = None) -> tuple[str, subprocess.Popen[str]]:
     """A server whose temporary files go to a folder: its address and its process."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "sidestep", "app", "--port", "0"],
+        [sys.executable, "-c", PROGRAM, "app", "--port", "0"],
         # gradio looks for closed pages every 15 seconds, and four times a second where this is set.
         env={**os.environ, "TMPDIR": str(folder), "OMP_NUM_THREADS": "1", "GRADIO_IS_E2E_TEST": "1"},
         stdout=subprocess.PIPE,

@@ -224,7 +224,7 @@ class Handlers:
 
     def leave(self, request: gr.Request) -> None:
         """The page was closed."""
-        self._sessions.end(str(request.session_hash))
+        self._sessions.leave(str(request.session_hash))
 
     def _session(self, request: gr.Request) -> Session:
         return self._sessions.of(str(request.session_hash))

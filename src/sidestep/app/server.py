@@ -22,7 +22,7 @@ from sidestep.errors import SidestepError
 from sidestep.models import BUNDLED, model_folder
 
 LOOPBACK = ("127.0.0.1", "localhost")
-PORT = 7860
+SWEEP = 10  # seconds between looking for sessions whose time is over
 STATIC = Path(__file__).parent / "static"
 
 # What gradio and the scene need, and nothing from anywhere else.
@@ -46,8 +46,15 @@ def serve(studio: Studio, host: str, port: int, ready: Callable[[str], None]) ->
     with listening, tempfile.TemporaryDirectory(prefix="sidestep-app-") as folder:
         app = build_app(studio, Path(folder), host)
         ready(f"http://{host}:{listening.getsockname()[1]}")
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
-        _Server(config, app.state.sessions).run(sockets=[listening])
+        sessions: Sessions = app.state.sessions
+
+        async def sweep() -> None:
+            sessions.sweep()
+
+        config = uvicorn.Config(
+            app, log_level="warning", timeout_graceful_shutdown=1, callback_notify=sweep, timeout_notify=SWEEP
+        )
+        _Server(config, sessions).run(sockets=[listening])
 
 
 def build_app(studio: Studio, folder: Path, host: str = LOOPBACK[0]) -> FastAPI:

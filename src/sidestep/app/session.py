@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Lock, Thread
+from time import monotonic
 
 from PIL import Image, UnidentifiedImageError
 
@@ -19,6 +20,7 @@ from sidestep.cameras import Camera
 from sidestep.captions import caption
 from sidestep.captures.writing import write_capture
 from sidestep.errors import SidestepError
+from sidestep.files import atomic_path
 from sidestep.images import exif_fov, load_image, stored_size
 from sidestep.keyframes import write_key_frames
 from sidestep.outputs import save_views
@@ -29,6 +31,8 @@ MAX_PIXELS = 50_000_000
 MAX_FRAMES = 60
 MAX_STEPS = 100
 MAX_SESSIONS = 32
+UNUSED = 3600.0  # seconds after which a session ends that nobody used
+AWAY = 300.0  # the same where its page was closed, or its connection broke
 REFERENCES = 2  # inverted photos that a session keeps, one a model
 LAST_STEP = 30.0  # seconds that a cancelled step may still take
 LAST_STEP_AT_END = 10.0  # the same where the server ends
@@ -141,6 +145,7 @@ class _Photo:
     path: Path
     size: tuple[int, int]
     references: "OrderedDict[str, Reference]" = field(default_factory=OrderedDict)
+    inverting: Lock = field(default_factory=Lock)
 
     def seen_through(self, fov: float, inverted: Reference) -> Reference:
         """The photo inverted, with the camera of a field of view, on which the latents do not depend."""
@@ -162,7 +167,10 @@ class Session:
         self._count = 0
         self._turn = 0  # of the work that may go on
         self.wanted = False  # whether work was asked for and not cancelled
+        self.until = monotonic() + UNUSED  # when it may end
+        self._lock = Lock()  # of the two about turns
         self._working = Lock()
+        self._closed = False
 
     @property
     def busy(self) -> bool:
@@ -174,7 +182,7 @@ class Session:
         return self._photo is not None
 
     def open(self, path: Path) -> float | None:
-        """Takes a copy of a photo and forgets the one before.
+        """Takes a copy of a photo, forgets the one before and ends the work on it.
 
         Returns:
             The field of view that its EXIF tells, degrees across the shorter side.
@@ -198,6 +206,7 @@ class Session:
         self._count += 1
         copy = self._folder / f"photo-{self._count}"
         shutil.copyfile(path, copy)
+        self.cancel()
         last, self._photo = self._photo, _Photo(copy, size)
         if last is not None:
             last.path.unlink(missing_ok=True)
@@ -209,8 +218,7 @@ class Session:
         Raises:
             SidestepError: if no photo is open.
         """
-        with self._studio.turns.take():
-            return self._inverted(self._opened_photo(), model).image
+        return self._inverted(self._opened_photo(), model).image
 
     def coarse(self, settings: Settings, pose: Pose) -> Image.Image:
         """What the target camera sees, roughly, soon.
@@ -218,10 +226,10 @@ class Session:
         Raises:
             SidestepError: if no photo is open, or a setting does not fit the model.
         """
+        photo = self._opened_photo()
+        reference = photo.seen_through(settings.fov, self._inverted(photo, settings.model))
+        camera = target(reference.camera, pose, self._studio.elevation(settings.model))
         with self._studio.turns.take():
-            photo = self._opened_photo()
-            reference = photo.seen_through(settings.fov, self._inverted(photo, settings.model))
-            camera = target(reference.camera, pose, self._studio.elevation(settings.model))
             return self._studio.pipe(settings.model).coarse(reference, [camera], settings.category)[0]
 
     def describe(self) -> str:
@@ -233,15 +241,18 @@ class Session:
         return self._studio.describe(self._opened_photo().path)
 
     def begin(self) -> int:
-        """Makes way for new work, and returns the number that it is to give: `cancel`, then wait for its turn."""
-        self.cancel()
-        self.wanted = True
-        return self._turn
+        """Makes way for new work, as `cancel` does, and returns the number that it is to give."""
+        with self._lock:
+            self._turn += 1
+            self.wanted = True
+            return self._turn
 
-    def cancel(self) -> None:
-        """Ends the work at its next step, and that which waits for its turn."""
-        self._turn += 1
-        self.wanted = False
+    def cancel(self, turn: int | None = None) -> None:
+        """Ends the work at its next step, and that which waits for its turn; with a number, that work alone."""
+        with self._lock:
+            if turn in (None, self._turn):
+                self._turn += 1
+                self.wanted = False
 
     def make(
         self,
@@ -276,6 +287,8 @@ class Session:
                 end = self._make(settings, pose, path, fps, loop, turn, events.put)
             except BaseException as error:  # told to whoever waits, of whatever kind
                 end = error
+            if self._closed:
+                shutil.rmtree(self._folder, ignore_errors=True)  # what was written since
             self._working.release()
             events.put(end)
 
@@ -285,14 +298,15 @@ class Session:
                 event = events.get()
                 while isinstance(event, Step) and not events.empty():
                     event = events.get()
+                if self._turn != turn:
+                    raise Cancelled
                 if isinstance(event, BaseException):
                     raise event
                 yield event
                 if isinstance(event, Made):
                     return
         finally:
-            if self._turn == turn:
-                self.cancel()
+            self.cancel(turn)
 
     def wait(self, patience: float) -> None:
         """Waits until the work has ended, up to so many seconds."""
@@ -301,6 +315,7 @@ class Session:
 
     def close(self) -> None:
         """Ends the work and removes what the session has on the disk."""
+        self._closed = True
         self.cancel()
         self._photo = None
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -312,13 +327,16 @@ class Session:
 
     def _inverted(self, photo: _Photo, model: str, progress: Progress | None = None) -> Reference:
         """The photo inverted, once for each model; its camera is a stand-in."""
-        if model not in photo.references:
-            lend = progress or (lambda *_: self._studio.turns.lend())
-            photo.references[model] = self._studio.pipe(model).invert(photo.path, progress=lend)
-            while len(photo.references) > REFERENCES:
-                photo.references.popitem(last=False)
-        photo.references.move_to_end(model)
-        return photo.references[model]
+        pipe = self._studio.pipe(model)
+        with photo.inverting:  # before the turn, which whoever inverts it lends
+            if model not in photo.references:
+                lend = progress or (lambda *_: self._studio.turns.lend())
+                with self._studio.turns.take():
+                    photo.references[model] = pipe.invert(photo.path, progress=lend)
+                while len(photo.references) > REFERENCES:
+                    photo.references.popitem(last=False)
+            photo.references.move_to_end(model)
+            return photo.references[model]
 
     def _make(
         self,
@@ -350,17 +368,18 @@ class Session:
             tell(Coarse(images, chosen))
 
         go_on()
+        pipe = self._studio.pipe(settings.model)
+        elevation = self._studio.elevation(settings.model)
+        photo = self._opened_photo()
+        inverted = self._inverted(photo, settings.model, progress)
+        reference = photo.seen_through(settings.fov, inverted)
+        cameras = (
+            [target(reference.camera, pose, elevation)]
+            if path is None
+            else along(path, reference.camera, pose, elevation)
+        )
         with self._studio.turns.take():
-            pipe = self._studio.pipe(settings.model)
-            elevation = self._studio.elevation(settings.model)
-            photo = self._opened_photo()
-            inverted = self._inverted(photo, settings.model, progress)
-            reference = photo.seen_through(settings.fov, inverted)
-            cameras = (
-                [target(reference.camera, pose, elevation)]
-                if path is None
-                else along(path, reference.camera, pose, elevation)
-            )
+            go_on()
             views = pipe(
                 reference,
                 cameras,
@@ -376,24 +395,37 @@ class Session:
                 on_coarse=on_coarse,
             )
             inverted.late = reference.late
-        return self._write(views, path, fps, loop)
+        return self._write(views, path, fps, loop, turn, go_on)
 
-    def _write(self, views: Views, path: CameraPath | None, fps: int, loop: bool) -> Made:
-        folder = self._folder / "made"
-        shutil.rmtree(folder, ignore_errors=True)
+    def _write(
+        self, views: Views, path: CameraPath | None, fps: int, loop: bool, turn: int, go_on: Callable[[], None]
+    ) -> Made:
+        # Another folder each time: a browser would play the last video on under its name.
+        folder = self._folder / f"made-{turn}"
         photo = (views.source, views.source_camera)
-        write_capture(folder / "views", views.images, views.cameras, photo)
-        write_capture(folder / "coarse", views.coarse, views.cameras, photo)
-        video = None
-        if path is not None:
-            video = folder / "video.mp4"
-            save_views(video, views.images, views.cameras, fps, loop)
-            if path.keys:
-                write_key_frames(path.key_frames, folder / "keys.yaml")
-        archive = self._folder / "sidestep-views.zip"
-        with zipfile.ZipFile(archive, "w") as whole:
-            for file in sorted(folder.rglob("*")):
-                whole.write(file, file.relative_to(folder))
+        try:
+            write_capture(folder / "views", views.images, views.cameras, photo)
+            go_on()
+            write_capture(folder / "coarse", views.coarse, views.cameras, photo)
+            go_on()
+            video = None
+            if path is not None:
+                video = folder / "video.mp4"
+                save_views(video, views.images, views.cameras, fps, loop)
+                if path.keys:
+                    write_key_frames(path.key_frames, folder / "keys.yaml")
+            files = sorted(folder.rglob("*"))
+            archive = folder / "sidestep-views.zip"
+            with atomic_path(archive) as temporary, zipfile.ZipFile(temporary, "w") as whole:
+                for file in files:
+                    whole.write(file, file.relative_to(folder))
+            go_on()
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        for last in self._folder.glob("made-*"):
+            if last != folder:
+                shutil.rmtree(last, ignore_errors=True)
         return Made(views, 0 if path is None else path.shown, archive, video)
 
 
@@ -416,6 +448,7 @@ class Sessions:
                 folder = Path(tempfile.mkdtemp(dir=self._folder, prefix="session-"))
                 self._sessions[name] = Session(self._studio, folder)
             self._sessions.move_to_end(name)
+            self._sessions[name].until = monotonic() + UNUSED
             idle = [key for key, session in self._sessions.items() if not session.busy and key != name]
             gone = [self._sessions.pop(key) for key in idle[: max(0, len(self._sessions) - MAX_SESSIONS)]]
             session = self._sessions[name]
@@ -423,11 +456,23 @@ class Sessions:
             old.close()
         return session
 
-    def end(self, name: str) -> None:
-        """Closes the session of this name, if there is one."""
+    def leave(self, name: str) -> None:
+        """Ends the work of this name's session, and in a while the session, unless it is asked for before.
+
+        A page that was closed looks like one whose connection broke, or whose machine sleeps.
+        """
         with self._lock:
-            session = self._sessions.pop(name, None)
+            session = self._sessions.get(name)
         if session is not None:
+            session.cancel()
+            session.until = monotonic() + AWAY
+
+    def sweep(self) -> None:
+        """Closes the sessions whose time is over; to be called now and then."""
+        with self._lock:
+            over = [key for key, each in self._sessions.items() if each.until < monotonic() and not each.busy]
+            gone = [self._sessions.pop(key) for key in over]
+        for session in gone:
             session.close()
 
     def stop(self) -> None:
