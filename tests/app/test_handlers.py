@@ -99,6 +99,13 @@ def test_a_gentle_path_is_drawn_gently(handlers: Handlers) -> None:
 
 def test_key_frames_are_offered_for_their_path_alone(handlers: Handlers) -> None:
     for name, shown in ((SINGLE, (False, False)), ("dolly-zoom", (False, True)), ("keys", (True, True))):
-        pose, *_, recorder, film, _ = handlers.choose_path(name, POSE)
+        *_, recorder, film, _ = handlers.choose_path(name, POSE)
         assert (recorder["visible"], film["visible"]) == shown
-        assert pose["distance"] == (0.7 if name == "dolly-zoom" else 1)
+
+
+def test_only_a_path_that_would_stay_where_it_is_moves_the_camera(handlers: Handlers) -> None:
+    for name in ("orbit", "keys", SINGLE):
+        assert handlers.choose_path(name, POSE)[:4] == (gr.skip(),) * 4
+    assert handlers.choose_path("dolly-zoom", POSE)[1:4] == (0, 0, 0.7)
+    assert handlers.choose_path("dolly-zoom", {**POSE, "distance": 0.9})[:4] == (gr.skip(),) * 4
+    assert handlers.choose_path("orbit", {**POSE, "yaw": None})[1:4] == (30, 0, 1)

@@ -310,6 +310,10 @@ def test_key_frames_are_recorded_made_and_read_back(shared: Any, pipe: NovelView
     for count, key in enumerate((Pose(0, 0, 1), Pose(30, 8, 0.9), Pose(-60, 0, 1)), 1):
         for i, number in enumerate((key.yaw, key.pitch, key.distance)):
             fill(page, f"#pose input >> nth={i}", str(number))
+        page.wait_for_function(
+            "(key) => JSON.stringify(Object.values(document.querySelector('sidestep-viewport').pose)) === key",
+            arg=f"[{key.yaw},{key.pitch},{key.distance}]",
+        )
         page.click("#add")
         page.wait_for_selector(f"#keys li >> nth={count - 1}")
     page.get_by_role("button", name="Remove last").click()

@@ -98,16 +98,17 @@ class Handlers:
     def choose_path(self, name: str, pose: Any) -> Updates:
         """viewport, yaw, pitch, distance, key frames, film, make: a path needs a target to reach."""
         kind = _kind(name)
+        moved: Updates = (gr.skip(),) * 4  # what stays is not sent, as the user may have moved it by now
         try:
-            where = Pose.read(pose)
+            stays = kind is None or poses.spans(kind, Pose.read(pose))
         except SidestepError:
-            where = Pose()
-        if kind is not None and not poses.spans(kind, where):
-            where = poses.START[kind]
-        numbers = {"yaw": where.yaw, "pitch": where.pitch, "distance": where.distance}
+            stays = False
+        if kind is not None and not stays:
+            start = poses.START.get(kind, Pose())
+            numbers = {"yaw": start.yaw, "pitch": start.pitch, "distance": start.distance}
+            moved = (numbers, *numbers.values())
         recorder, film = gr.update(visible=kind == "keys"), gr.update(visible=kind is not None)
-        label = MAKE_VIEW if kind is None else MAKE_VIDEO
-        return numbers, *numbers.values(), recorder, film, gr.update(value=label)
+        return *moved, recorder, film, gr.update(value=MAKE_VIEW if kind is None else MAKE_VIDEO)
 
     def choose_model(self, model: str, request: gr.Request) -> Updates:
         """category, text settings, photo, viewport"""
