@@ -21,7 +21,7 @@ const COLOURS = {
 const TEMPLATE = `
 <style>
   :host { display: block; position: relative; height: 100%; font: inherit; color: inherit; }
-  #stage { position: absolute; inset: 0; border-radius: inherit; overflow: hidden; touch-action: none; cursor: grab; }
+  #stage { position: absolute; inset: 0; border-radius: inherit; overflow: hidden; touch-action: pan-y; cursor: grab; }
   #stage:focus-visible { outline: 3px solid var(--sidestep-focus, #0f8a7e); outline-offset: -3px; }
   #stage.over { cursor: move; }
   #stage.held { cursor: grabbing; }
@@ -37,7 +37,9 @@ const TEMPLATE = `
     padding: 0.35rem 0.9rem; border-radius: 99px; background: #0f172acc; color: #fff; font-size: 0.9rem;
     text-align: center; pointer-events: none;
   }
-  @media (min-width: 761px) { #preview { display: none; } }
+  @media (min-width: 761px) { :host(:not([flat])) #preview { display: none; } }
+  :host([flat]) #preview { right: auto; left: 10px; width: auto; height: calc(100% - 20px); border: 0; }
+  :host([flat]) #message { left: auto; right: 14px; translate: none; max-width: 60%; border-radius: 12px; }
   [hidden] { display: none !important; }
   .unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 </style>
@@ -56,7 +58,7 @@ export class Viewport extends HTMLElement {
   #scene = { elevation: 0, fov: 45, limits: { yaw: [-90, 90], pitch: [-60, 60], distance: [0.4, 2] } };
   #photo = "";
   #preview = "";
-  #view = { azimuth: 38, height: 26, reach: 2.4 };
+  #view = { azimuth: -40, height: 26, reach: 2.4 }; // not behind the target, which would hide the photo
   #pointers = new Map();
   #grip = null;
   #asked = 0;
@@ -77,7 +79,7 @@ export class Viewport extends HTMLElement {
     this.#theme = new MutationObserver(() => this.#colour());
     this.#theme.observe(document.body, { attributes: true, attributeFilter: ["class"] });
     this.#colour();
-    this.#place();
+    this.toggleAttribute("flat", !this.renderer);
   }
 
   disconnectedCallback() {
@@ -112,7 +114,8 @@ export class Viewport extends HTMLElement {
   set photo(url) {
     if (url === this.#photo) return;
     this.#photo = url;
-    this.#texture(this.photoPlane.material, url);
+    if (!this.renderer) this.#show(url);
+    this.#texture(this.photoPlane, url);
     this.#place();
   }
 
@@ -120,9 +123,15 @@ export class Viewport extends HTMLElement {
   set preview(url) {
     if (url === this.#preview) return;
     this.#preview = url;
-    this.#texture(this.previewPlane.material, url);
+    if (this.renderer) this.#show(url);
+    this.#texture(this.previewPlane, url);
+    this.#place();
+  }
+
+  /** Shows a picture flat beside the scene, or in its place. */
+  #show(url) {
     const image = this.shadowRoot.getElementById("preview");
-    image.hidden = !url || !this.renderer;
+    image.hidden = !url;
     if (url) image.src = url;
   }
 
@@ -157,6 +166,7 @@ export class Viewport extends HTMLElement {
     } catch {
       this.renderer = null; // the fields beside the view do the same
     }
+    this.canvas.addEventListener("webglcontextrestored", () => this.#draw());
     this.world = new THREE.Scene();
     this.eye = new THREE.PerspectiveCamera(38, 1, 0.05, 30);
     this.sourceLine = new THREE.LineBasicMaterial();
@@ -195,27 +205,33 @@ export class Viewport extends HTMLElement {
     this.targetSkin.color.set(scheme.target);
     if (this.grid) {
       this.world.remove(this.grid);
-      this.grid.geometry.dispose();
+      this.grid.dispose();
     }
     this.grid = new THREE.GridHelper(6, 24, scheme.grid, scheme.grid);
     this.world.add(this.grid);
     this.#place();
   }
 
-  #texture(material, url) {
-    if (!url) {
-      material.map = null;
+  #texture(plane, url) {
+    const { material } = plane;
+    plane.userData.url = url;
+    const put = (map) => {
+      material.map?.dispose();
+      material.map = map;
+      material.needsUpdate = true;
       this.#draw();
+    };
+    if (!url) {
+      put(null);
       return;
     }
     const image = new Image();
     image.onload = () => {
-      material.map?.dispose();
-      material.map = new THREE.Texture(image);
-      material.map.colorSpace = THREE.SRGBColorSpace;
-      material.map.needsUpdate = true;
-      material.needsUpdate = true;
-      this.#draw();
+      if (plane.userData.url !== url) return; // another one was set since
+      const map = new THREE.Texture(image);
+      map.colorSpace = THREE.SRGBColorSpace;
+      map.needsUpdate = true;
+      put(map);
     };
     image.src = url;
   }
@@ -348,7 +364,7 @@ export class Viewport extends HTMLElement {
 
   #draw(now = false) {
     if (!this.renderer) {
-      this.#say("This browser cannot draw in 3D. The fields below move the camera all the same.");
+      this.#say("No 3D in this browser: the fields below and the arrow keys move the camera.");
       return;
     }
     this.#say(this.#photo ? "" : "Drop a photo here, or choose an example.");
@@ -432,6 +448,16 @@ export class Viewport extends HTMLElement {
       return Math.hypot(one.x - other.x, one.y - other.y);
     };
 
+    // Beside the camera, one finger scrolls the page.
+    stage.addEventListener(
+      "touchstart",
+      (event) => {
+        const { clientX, clientY } = event.touches[0];
+        const near = nearTarget({ clientX, clientY, pointerType: "touch" });
+        if (near || event.touches.length > 1) event.preventDefault();
+      },
+      { passive: false },
+    );
     stage.addEventListener("pointerdown", (event) => {
       if (event.button) return;
       stage.focus({ preventScroll: true, focusVisible: false });
