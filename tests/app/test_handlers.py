@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from sidestep.app.session import Sessions, Studio
+from sidestep.app.poses import Pose
+from sidestep.app.session import Session, Sessions, Settings, Studio
 from sidestep.errors import SidestepError
 
 pytest.importorskip("gradio", reason="the page's extra is not installed")
@@ -76,7 +77,7 @@ def test_a_captioner_that_cannot_be_had_is_told_in_words(
 
 def test_the_path_through_key_frames_is_drawn_as_it_grows(handlers: Handlers) -> None:
     def path(name: str, keys: list[dict[str, float]]) -> list[list[float]]:
-        _, viewport = handlers.follow(POSE, 45, "tiny", "", name, 5, False, keys, USER)
+        _, viewport, _ = handlers.follow(POSE, 45, "tiny", "", name, 5, False, keys, False, USER)
         return list(viewport["path"])
 
     keys = [POSE, {**POSE, "yaw": -20}, {**POSE, "distance": 0.5}]
@@ -91,10 +92,125 @@ def test_the_path_through_key_frames_is_drawn_as_it_grows(handlers: Handlers) ->
 
 def test_a_gentle_path_is_drawn_gently(handlers: Handlers) -> None:
     even, gentle = (
-        handlers.follow(POSE, 45, "tiny", "", "orbit", 5, smooth, [], USER)[1]["path"] for smooth in (False, True)
+        handlers.follow(POSE, 45, "tiny", "", "orbit", 5, smooth, [], False, USER)[1]["path"]
+        for smooth in (False, True)
     )
     assert even != gentle
     assert even[-1] == gentle[-1]
+
+
+def test_a_photo_that_the_server_no_longer_has_is_asked_for_again(handlers: Handlers, warnings: list[str]) -> None:
+    def follow(has_photo: bool) -> Any:
+        return handlers.follow(POSE, 45, "tiny", "", SINGLE, 5, False, [], has_photo, USER)
+
+    follow(has_photo=False)
+    assert not warnings
+    coarse, viewport, photo = follow(has_photo=True)
+    assert "choose it again" in warnings[0]
+    assert coarse == photo == viewport["photo"] == ""
+
+
+def make(handlers: Handlers, turn: int | None, **changed: Any) -> list[Any]:
+    inputs = {
+        "pose": POSE,
+        "fov": 45,
+        "model": "tiny",
+        "category": "",
+        "kind": SINGLE,
+        "frames": 5,
+        "smooth": False,
+        "keys": [],
+        "fps": 5,
+        "loop": False,
+        "fusion": "variance",
+        "steps": 2,
+        "seed": 0,
+        "consistency": 0,
+        "prompt": "",
+        "negative_prompt": "",
+        "guidance": 3.5,
+    }
+    return list(handlers.make(turn, **{**inputs, **changed}, request=USER))
+
+
+@pytest.mark.parametrize(
+    ("changed", "fault"),
+    [
+        ({"steps": 500}, "500 steps"),
+        ({"steps": float("inf")}, "steps inf"),
+        ({"steps": 2.5}, "steps must be a whole number"),
+        ({"seed": -1}, "seed -1"),
+        ({"fov": 4}, "field of view 4 is out of range; use 5 to 120"),
+        ({"fov": float("nan")}, "field of view nan"),
+        ({"fov": None}, "field of view is empty"),
+        ({"pose": {**POSE, "pitch": 80}}, "pitch 80"),
+    ],
+)
+def test_a_number_out_of_its_range_is_named_and_nothing_waits_on(
+    handlers: Handlers, sessions: Sessions, photo: Path, warnings: list[str], changed: dict[str, Any], fault: str
+) -> None:
+    sessions.of("one").open(photo)
+    turn, *_ = handlers.begin(USER)
+    *_, (status, *_, cancel) = make(handlers, turn, **changed)
+    assert fault in status["text"]
+    assert status["tone"] == "bad"
+    assert not cancel["interactive"]
+    assert warnings == [status["text"]]
+
+
+def test_a_made_view_tells_where_it_was_seen_from(handlers: Handlers, sessions: Sessions, photo: Path) -> None:
+    sessions.of("one").open(photo)
+    *_, (status, final, *_) = make(handlers, None, pose={"yaw": -70, "pitch": 5, "distance": 0.95})
+    assert status["text"] == "Done."
+    assert final["note"] == "yaw -70°, pitch 5°, distance 0.95"
+    *_, (_, final, *_) = make(handlers, None, kind="orbit", frames=3)
+    assert final["note"] == "view 3 of 3"
+
+
+def test_work_that_was_cancelled_before_it_began_does_not_start(
+    handlers: Handlers, sessions: Sessions, photo: Path
+) -> None:
+    sessions.of("one").open(photo)
+    turn, *_ = handlers.begin(USER)
+    handlers.cancel(USER)
+    assert [update[0]["text"] for update in make(handlers, turn)] == ["Cancelled."]
+    first, *_ = handlers.begin(USER)
+    second, *_ = handlers.begin(USER)
+    assert [update[0]["text"] for update in make(handlers, first)] == ["Waiting for its turn"]
+    assert make(handlers, second)[-1][0]["text"] == "Done."
+
+
+def test_who_is_alone_does_not_wait(handlers: Handlers, sessions: Sessions, photo: Path) -> None:
+    assert handlers.begin(USER)[1]["text"] == "Starting"
+    other = sessions.of("two")
+    other.open(photo)
+    work = other.make(Settings("tiny", 45.0, steps=100), Pose())
+    next(work)
+    assert handlers.begin(USER)[1]["text"] == "Waiting for its turn"
+    work.close()
+    other.wait(30)
+
+
+def test_a_defect_is_told_in_words_and_its_trace_to_the_terminal(
+    handlers: Handlers,
+    sessions: Sessions,
+    photo: Path,
+    warnings: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def broken(*options: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    copy = photo.with_name("copy.png")
+    copy.write_bytes(photo.read_bytes())
+    monkeypatch.setattr(Session, "picture", broken)
+    monkeypatch.setattr(Session, "coarse", broken)
+    *_, (_, *_, status) = handlers.upload(str(copy), "tiny", USER)
+    assert "terminal" in status["text"]
+    with pytest.raises(gr.Error, match="terminal"):
+        handlers.follow(POSE, 45, "tiny", "", SINGLE, 5, False, [], True, USER)
+    assert "out of memory" in caplog.text
 
 
 def test_key_frames_are_offered_for_their_path_alone(handlers: Handlers) -> None:

@@ -369,6 +369,38 @@ def test_two_users_keep_apart_and_leave_nothing_behind(open_page: Open, shared: 
     assert all(folder.exists() for folder in others)
 
 
+def test_of_what_waits_behind_another_user_the_last_is_made_unless_it_is_cancelled(
+    open_page: Open, shared: Any
+) -> None:
+    busy, waiting = shared, open_page()
+    use_example(waiting, "table")
+    use_example(busy, "chair")
+    choose_steps(waiting, 2)
+    for yaw, cancelled in ((-70, False), (40, True)):
+        choose_steps(busy, 100)
+        busy.click("#make")
+        await_status(busy, "Sampling")
+        waiting.bring_to_front()
+        waiting.click("#make")
+        await_status(waiting, "Waiting")
+        fill(waiting, "#pose input >> nth=0", str(yaw))
+        waiting.click("#make")
+        if cancelled:
+            waiting.click("#cancel:enabled")
+            await_status(waiting, "Cancelled")
+        busy.click("#cancel")
+        await_status(busy, "Cancelled")
+        if not cancelled:
+            await_status(waiting, "Done")
+            assert "yaw -70" in waiting.locator("#final").inner_text()
+    choose_steps(busy, 2)
+    busy.click("#make")  # behind what waited
+    await_status(busy, "Done")
+    assert "Cancelled" in waiting.locator("#status").inner_text()
+    assert "yaw -70" in waiting.locator("#final").inner_text()
+    waiting.close()
+
+
 def test_the_keyboard_is_enough(open_page: Open) -> None:
     page = open_page()
 

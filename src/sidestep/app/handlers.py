@@ -2,6 +2,7 @@
 
 import html
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import gradio as gr
 from sidestep.app import poses
 from sidestep.app.parts import data_url, told
 from sidestep.app.poses import Pose
-from sidestep.app.session import Cancelled, Coarse, Made, Session, Sessions, Settings, Step, Studio
+from sidestep.app.session import Coarse, Made, Session, Sessions, Settings, Step, Studio
+from sidestep.app.turns import Cancelled
 from sidestep.cameras import Camera
 from sidestep.errors import SidestepError
 from sidestep.pipeline import DEFAULT_FOV, NovelViewPipeline
@@ -21,7 +23,9 @@ logger = logging.getLogger(__name__)
 SINGLE = "view"  # the choice beside the paths
 MAX_KEYS = 24
 MAKE_VIEW, MAKE_VIDEO = "Make the view", "Make the video"
-WAITING = "Waiting for its turn"
+WAITING, STARTING = "Waiting for its turn", "Starting"
+ON_DEMAND = "detail, on demand"
+SEED = (0, 2**32 - 1)
 FAULT = "Something went wrong; the terminal that runs sidestep app says what."
 
 Updates = tuple[Any, ...]
@@ -51,7 +55,7 @@ class Handlers:
         try:
             fov = session.open(path)
             photo = data_url(session.picture(model))
-        except SidestepError as error:
+        except Exception as error:
             yield (None, *kept, _refused(error))
             return
         note = "by EXIF" if fov else "guessed"
@@ -60,11 +64,11 @@ class Handlers:
             gr.update(value=round(fov or DEFAULT_FOV, 1), info=f"Shorter side, {note}."),
             photo,
             gr.update(photo=photo, preview=""),
-            "",
+            gr.update(value="", note=ON_DEMAND),
+            None,
             gr.update(value=None, visible=False),
             gr.update(value=None, visible=False),
-            gr.update(value=None, visible=False),
-            told("Ready. Drag the orange camera to where you want to look from."),
+            told("Ready. Choose where to look from."),
         )
 
     def follow(
@@ -77,11 +81,16 @@ class Handlers:
         frames: float | None,
         smooth: bool,
         keys: Any,
+        has_photo: bool,
         request: gr.Request,
     ) -> Updates:
-        """coarse, viewport: what the target sees, roughly, and the path."""
+        """coarse, viewport, photo: what the target sees, roughly, and the path.
+
+        Args:
+            has_photo: whether the page shows one.
+        """
         try:
-            where, fov = Pose.read(pose), _filled(fov, "field of view")
+            where, fov = Pose.read(pose), _filled(fov, "field of view", poses.FOV)
             elevation = self._studio.elevation(model)
             drawn: dict[str, Any] = {"scene": poses.scene(elevation, fov), "path": []}
             if (path := _path(kind, frames, smooth, keys)) is not None:
@@ -89,11 +98,13 @@ class Handlers:
                 drawn["path"] = poses.matrices(poses.drawn(path, source, where, elevation), source)
             session = self._session(request)
             if not session.has_photo:
-                return "", gr.update(**drawn)
+                if has_photo:
+                    gr.Warning("The server no longer has the photo; choose it again.")
+                return "", gr.update(**drawn, photo="", preview=""), ""
             preview = data_url(session.coarse(Settings(model, fov, category or None), where))
-        except SidestepError as error:
+        except Exception as error:
             raise _error(error) from None
-        return preview, gr.update(**drawn, preview=preview)
+        return preview, gr.update(**drawn, preview=preview), gr.skip()
 
     def choose_path(self, name: str, pose: Any) -> Updates:
         """viewport, yaw, pitch, distance, key frames, film, make: a path needs a target to reach."""
@@ -116,7 +127,7 @@ class Handlers:
             pipe = self._studio.pipe(model)
             session = self._session(request)
             photo = data_url(session.picture(model)) if session.has_photo else ""
-        except SidestepError as error:
+        except Exception as error:
             raise _error(error) from None
         return (
             gr.update(choices=categories(pipe), value=""),
@@ -130,12 +141,13 @@ class Handlers:
         yield gr.skip(), told("Description of the photo")
         try:
             yield self._session(request).describe(), told("Described. Edit the words under Prompt.")
-        except SidestepError as error:
+        except Exception as error:
             yield gr.skip(), _refused(error)
 
     def begin(self, request: gr.Request) -> Updates:
         """turn, status, cancel: at once, also where others' work goes first."""
-        return self._session(request).begin(), told(WAITING), gr.update(interactive=True)
+        waiting = told(WAITING if self._sessions.busy else STARTING)
+        return self._session(request).begin(), waiting, gr.update(interactive=True)
 
     def make(
         self,
@@ -159,64 +171,60 @@ class Handlers:
         guidance: float | None,
         request: gr.Request,
     ) -> Iterator[Updates]:
-        """status, coarse, final, compare, video, download, cancel"""
+        """status, final, compare, video, download, cancel: the last results stay until there are others."""
 
         def only(status: dict[str, Any], working: bool) -> Updates:
-            return status, *(gr.skip(),) * 5, gr.update(interactive=working)
+            return status, *(gr.skip(),) * 4, gr.update(interactive=working)
 
         session = self._session(request)
         try:
             settings = Settings(
                 model,
-                _filled(fov, "field of view"),
+                _filled(fov, "field of view", poses.FOV),
                 category or None,
                 fusion,
                 _whole(steps, "steps"),
-                _whole(seed, "seed"),
+                _whole(seed, "seed", SEED),
                 _filled(consistency, "consistency"),
                 prompt,
                 negative_prompt,
                 _filled(guidance, "guidance"),
             )
             path = _path(kind, frames, smooth, keys)
-            for event in session.make(settings, Pose.read(pose), path, _whole(fps, "fps"), loop, turn):
+            where = Pose.read(pose)
+            for event in session.make(settings, where, path, _whole(fps, "fps"), loop, turn):
                 if isinstance(event, Step):
                     yield only(told(event.stage, event.done, event.total), True)
                 elif isinstance(event, Coarse):
-                    yield (
-                        told("Translation", 1, 1),
-                        data_url(event.images[event.shown]),
-                        "",
-                        gr.update(value=None, visible=False),
-                        gr.update(value=None, visible=False),
-                        gr.update(value=None, visible=False),
-                        gr.update(interactive=True),
-                    )
+                    yield only(told("Translation", 1, 1), True)
                 else:
-                    yield self._made(event)
+                    yield self._made(event, where)
         except Cancelled:
             yield only(told(WAITING if session.wanted else "Cancelled."), session.wanted)
-        except SidestepError as error:
+        except Exception as error:
             yield only(_refused(error), False)
-        except Exception:
-            logger.exception("a view could not be made")
-            gr.Warning(FAULT)
-            yield only(told(FAULT, tone="bad"), False)
 
-    def _made(self, made: Made) -> Updates:
+    def _made(self, made: Made, where: Pose) -> Updates:
         views, index = made.views, made.shown
         coarse, final = data_url(views.coarse[index]), data_url(views.images[index])
         count = len(views.images)
-        done = "Done." if count == 1 else f"Done: {count} views."
+        if count == 1:
+            done, note = "Done.", f"yaw {where.yaw:g}°, pitch {where.pitch:g}°, distance {where.distance:g}"
+        else:
+            done, note = f"Done: {count} views.", f"view {index + 1} of {count}"
         return (
             told(done),
-            coarse,
-            final,
-            gr.update(value={"coarse": coarse, "final": final}, visible=True),
+            gr.update(value=final, note=note),
+            {"coarse": coarse, "final": final},
             gr.update(value=made.video and str(made.video), visible=made.video is not None),
             gr.update(value=str(made.archive), visible=True),
             gr.update(interactive=False),
         )
+
+    def fail(self, request: gr.Request) -> Updates:
+        """status, cancel: gradio itself refused to start the work, and said why."""
+        self._session(request).cancel()
+        return told("Nothing was made.", tone="bad"), gr.update(interactive=False)
 
     def cancel(self, request: gr.Request) -> Updates:
         """status, cancel"""
@@ -262,24 +270,38 @@ def _path(name: str, frames: float | None, smooth: bool, keys: Any) -> poses.Pat
     return poses.Path(kind, _whole(frames, "frames"), "smooth" if smooth else "linear", recorded)
 
 
-def _filled(number: float | None, name: str) -> float:
+def _filled(number: float | None, name: str, limits: tuple[float, float] = (-math.inf, math.inf)) -> float:
     if number is None:
         raise SidestepError(f"the {name} is empty; fill it in")
+    low, high = limits
+    if not math.isfinite(number) or not low <= number <= high:
+        raise SidestepError(f"{name} {number:g} is out of range; use {low:g} to {high:g}")
     return number
 
 
-def _whole(number: float | None, name: str) -> int:
-    number = _filled(number, name)
+def _whole(number: float | None, name: str, limits: tuple[float, float] = (-math.inf, math.inf)) -> int:
+    number = _filled(number, name, limits)
     if number != int(number):
         raise SidestepError(f"{name} must be a whole number, not {number:g}")
     return int(number)
 
 
-def _error(error: SidestepError) -> gr.Error:
-    return gr.Error(html.escape(str(error)), print_exception=False)
+def _in_words(error: Exception) -> str:
+    """What a user is told of an error; of a defect, the terminal is told the rest."""
+    if isinstance(error, SidestepError):
+        return str(error)
+    if isinstance(error, Cancelled):
+        return "Cancelled."
+    logger.error("the page could not do what was asked", exc_info=error)
+    return FAULT
 
 
-def _refused(error: SidestepError) -> dict[str, Any]:
+def _error(error: Exception) -> gr.Error:
+    return gr.Error(html.escape(_in_words(error)), print_exception=False)
+
+
+def _refused(error: Exception) -> dict[str, Any]:
     """Shows a fault where it is seen, and returns it as the status."""
-    gr.Warning(html.escape(str(error)))
-    return told(str(error), tone="bad")
+    words = _in_words(error)
+    gr.Warning(html.escape(words))
+    return told(words, tone="bad")

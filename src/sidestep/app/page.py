@@ -7,10 +7,10 @@ from typing import Any, get_args
 
 import gradio as gr
 
-from sidestep.app import parts, poses
-from sidestep.app.handlers import MAKE_VIEW, SINGLE, Handlers, categories, reads_text
+from sidestep.app import parts
+from sidestep.app.handlers import MAKE_VIEW, ON_DEMAND, SINGLE, Handlers, categories, reads_text
 from sidestep.app.poses import Pose
-from sidestep.app.session import MAX_FRAMES, MAX_STEPS, Sessions, Studio
+from sidestep.app.session import MAX_FRAMES, Sessions, Studio
 from sidestep.images import load_image, resize_and_crop
 from sidestep.models import BUNDLED
 from sidestep.pipeline import DEFAULT_FOV, Fusion
@@ -37,6 +37,7 @@ _CREDIT = '<p class="credit">Examples rendered from models by Scopia, CC BY 3.0.
 _TO_NUMBERS = "(pose) => [pose.yaw, pose.pitch, pose.distance]"
 _TO_POSE = """(yaw, pitch, distance, last) =>
     [[yaw, pitch, distance].every(Number.isFinite) ? { yaw, pitch, distance } : last]"""  # not while one is typed
+_HAS_PHOTO = "(...inputs) => [...inputs.slice(0, -1), Boolean(inputs.at(-1))]"  # no need to send it back
 _ADD, _REMOVE, _CLEAR = "(keys, pose) => [[...keys, pose]]", "(keys) => [keys.slice(0, -1)]", "() => [[]]"
 
 
@@ -90,7 +91,7 @@ def build_page(studio: Studio, sessions: Sessions, examples: Sequence[Path]) -> 
     """
     with gr.Blocks(title="Sidestep", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         _connect(page, _lay_out(studio, examples), Handlers(studio, sessions, examples))
-    page.queue(max_size=16, default_concurrency_limit=4, api_open=False)
+    page.queue(max_size=128, default_concurrency_limit=4, api_open=False)
     return page
 
 
@@ -115,10 +116,14 @@ def _lay_out(studio: Studio, photos: Sequence[Path]) -> Controls:
                     examples = parts.examples(thumbnails)
                     gr.HTML(_CREDIT, js_on_load=None, apply_default_css=False)
             viewport = parts.viewport(elevation, DEFAULT_FOV)
+            with gr.Row(elem_id="act"):
+                make = gr.Button(MAKE_VIEW, variant="primary", elem_id="make", scale=3, min_width=140)
+                cancel = gr.Button("Cancel", interactive=False, elem_id="cancel", scale=1, min_width=90)
+            status = parts.status()
             with gr.Row(elem_id="pose"):
-                yaw = _number("Yaw °", start.yaw, poses.YAW)
-                pitch = _number("Pitch °", start.pitch, poses.PITCH)
-                distance = _number("Distance", start.distance, poses.DISTANCE, step=0.05)
+                yaw = _number("Yaw °", start.yaw)
+                pitch = _number("Pitch °", start.pitch)
+                distance = _number("Distance", start.distance, step=0.05)
             path = gr.Radio(PATHS, value=SINGLE, label="Path", elem_id="path")
             with gr.Column(visible=False, elem_id="recorder") as recorder:
                 keys = parts.key_frames()
@@ -137,11 +142,18 @@ def _lay_out(studio: Studio, photos: Sequence[Path]) -> Controls:
             with gr.Row(elem_id="pictures"):
                 photo = parts.figure("Photo", "its centre square", "The photo as the model sees it", "photo")
                 coarse = parts.figure("Coarse", "layout, live", "Coarse view from the target camera", "coarse", "live")
-                final = parts.figure("Final", "detail, on demand", "Final view from the target camera", "final")
-            with gr.Row(elem_id="act"):
-                make = gr.Button(MAKE_VIEW, variant="primary", elem_id="make", scale=3, min_width=140)
-                cancel = gr.Button("Cancel", interactive=False, elem_id="cancel", scale=1, min_width=90)
-            status = parts.status()
+                final = parts.figure("Final", ON_DEMAND, "Final view from the target camera", "final")
+                compare = parts.compare()
+            video = gr.Video(
+                label="Video",
+                visible=False,
+                autoplay=True,
+                loop=True,
+                interactive=False,
+                buttons=[],
+                elem_id="video",
+            )
+            download = gr.DownloadButton("Download pictures and cameras", visible=False, elem_id="download")
             if BUNDLED in studio.models:
                 gr.HTML(_HONEST, js_on_load=None, apply_default_css=False)
             with gr.Accordion("Settings", open=False, elem_id="settings"):
@@ -157,7 +169,7 @@ def _lay_out(studio: Studio, photos: Sequence[Path]) -> Controls:
                     category = gr.Dropdown(
                         categories(pipe), value="", label="Category", info="What the photo shows.", min_width=140
                     )
-                    fov = _number("Field of view °", DEFAULT_FOV, poses.FOV, info="Shorter side.", elem_id="fov")
+                    fov = _number("Field of view °", DEFAULT_FOV, info="Shorter side.", elem_id="fov")
                 with gr.Row():
                     fusion = gr.Dropdown(
                         list(get_args(Fusion)),
@@ -166,8 +178,8 @@ def _lay_out(studio: Studio, photos: Sequence[Path]) -> Controls:
                         info="How noise is put back.",
                         min_width=140,
                     )
-                    steps = _number("Steps", 30, (1, MAX_STEPS), info="Of the sampling.", precision=0, elem_id="steps")
-                    seed = _number("Seed", 0, (0, 2**32 - 1), info="Where noise is drawn.", precision=0)
+                    steps = _number("Steps", 30, info="Of the sampling.", precision=0, elem_id="steps")
+                    seed = _number("Seed", 0, info="Where noise is drawn.", precision=0)
                 consistency = gr.Slider(
                     0, 1, 0, step=0.05, label="Consistency", info="How much the views of a path are steadied."
                 )
@@ -176,18 +188,6 @@ def _lay_out(studio: Studio, photos: Sequence[Path]) -> Controls:
                     describe = gr.Button("Describe the photo", size="sm", elem_id="describe")
                     negative = gr.Textbox(label="Negative prompt", info="Acts beside a prompt.")
                     guidance = gr.Slider(0, 15, 3.5, step=0.1, label="Guidance")
-            with gr.Row(elem_id="results"):
-                video = gr.Video(
-                    label="Video",
-                    visible=False,
-                    autoplay=True,
-                    loop=True,
-                    interactive=False,
-                    buttons=[],
-                    elem_id="video",
-                )
-                compare = parts.compare()
-            download = gr.DownloadButton("Download pictures and cameras", visible=False, elem_id="download")
 
     return Controls(
         upload=upload,
@@ -229,10 +229,11 @@ def _lay_out(studio: Studio, photos: Sequence[Path]) -> Controls:
 
 
 def _connect(page: gr.Blocks, on: Controls, do: Handlers) -> None:
-    scene = [on.viewport, on.fov, on.model, on.category, on.path, on.frames, on.smooth, on.keys]
+    scene: list[Any] = [on.viewport, on.fov, on.model, on.category, on.path, on.frames, on.smooth, on.keys]
     opened = [on.upload, on.fov, on.photo, on.viewport, on.final, on.compare, on.video, on.download, on.status]
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    follow: dict[str, Any] = {"fn": do.follow, "inputs": scene, "outputs": [on.coarse, on.viewport], **quiet}
+    follow: dict[str, Any] = {"fn": do.follow, "js": _HAS_PHOTO, **quiet}
+    follow |= {"inputs": [*scene, on.photo], "outputs": [on.coarse, on.viewport, on.photo]}
     follow["concurrency_limit"] = None  # who waits for the model is not gradio's affair, but the studio's
     # What comes while an answer is awaited is asked together, as it is by then.
     newest: dict[str, Any] = {"trigger_mode": "always_last"}
@@ -262,20 +263,22 @@ def _connect(page: gr.Blocks, on: Controls, do: Handlers) -> None:
 
     on.describe.click(do.describe, None, [on.prompts[0], on.status], concurrency_limit=1, **quiet)
 
-    turn = gr.State(0)
+    # In the browser, because gradio reads its own states when work starts and not when it was asked for.
+    turn = gr.Number(visible=False)
     on.make.click(do.begin, None, [turn, on.status, on.cancel], queue=False, **quiet).then(
         do.make,
         [turn, *scene, on.fps, on.loop, on.fusion, on.steps, on.seed, on.consistency, *on.prompts, on.guidance],
-        [on.status, on.coarse, on.final, on.compare, on.video, on.download, on.cancel],
+        [on.status, on.final, on.compare, on.video, on.download, on.cancel],
         concurrency_limit=1,
-        trigger_mode="multiple",  # also while the last work is still ending
         **quiet,
-    )
+        **newest,  # once the last work has ended; begin told it to
+    ).failure(do.fail, None, [on.status, on.cancel], queue=False, **quiet)
     # The button that has the focus is switched off.
     focus = "() => document.querySelector('#make').focus()"
     on.cancel.click(do.cancel, None, [on.status, on.cancel], queue=False, js=focus, **quiet)
     page.unload(do.leave)
 
 
-def _number(label: str, value: float, limits: tuple[float, float], **options: Any) -> gr.Number:
-    return gr.Number(value, label=label, minimum=limits[0], maximum=limits[1], min_width=90, **options)
+def _number(label: str, value: float, **options: Any) -> gr.Number:
+    # No limits here: gradio would not say which number it refuses.
+    return gr.Number(value, label=label, min_width=90, **options)

@@ -50,12 +50,15 @@ _FIGURE = """
 """
 
 _COMPARE = """
-${value ? `
-<div class="compare">
-    <img src="${value.coarse}" alt="Coarse view"><img src="${value.final}" alt="Final view" class="upper">
-    <input type="range" min="0" max="100" value="50" aria-label="Share of the coarse view against the final one">
-    <span class="left">coarse</span><span class="right">final</span>
-</div>` : ''}
+<figure class="figure">
+    <div class="frame">${value ? `
+        <div class="compare">
+            <img src="${value.coarse}" alt="Coarse view"><img src="${value.final}" alt="Final view" class="upper">
+            <input type="range" min="0" max="100" value="50" aria-label="Share of the coarse view against the final">
+            <span class="left">coarse</span><span class="right">final</span>
+        </div>` : ''}</div>
+    <figcaption>Coarse against final <small>what the detail adds</small></figcaption>
+</figure>
 """
 
 _COMPARE_JS = """
@@ -63,17 +66,28 @@ element.addEventListener('input', (event) => {
     event.target.parentElement.style.setProperty('--split', event.target.value + '%');
 });
 watch('value', () => {
-    const range = element.querySelector('input');
+    const range = element.querySelector('input');  // another one each time
     if (range) element.querySelector('.compare').style.setProperty('--split', range.value + '%');
 });
 """
 
 _STATUS = """
 <div class="status ${value.tone}">
-    <p><span role="status" aria-live="polite">${value.text}</span>
+    <p><span>${value.text}</span>
     ${value.total > 1 ? `<span aria-hidden="true">${value.done} of ${value.total}</span>` : ''}</p>
     ${value.total ? `<progress max="${value.total}" value="${value.done}" aria-label="${value.text}"></progress>` : ''}
 </div>
+"""
+
+# The template's nodes are replaced at each update; a screen reader tells what changes in one that stays.
+_STATUS_JS = """
+const live = document.body.appendChild(document.createElement('p'));
+live.className = 'unseen';
+live.setAttribute('role', 'status');
+watch('value', () => {
+    const { textContent } = element.querySelector('p span');
+    if (live.textContent !== textContent) live.textContent = textContent;
+});
 """
 
 _EXAMPLES = """
@@ -144,15 +158,17 @@ def key_frames() -> gr.HTML:
 
 def compare() -> gr.HTML:
     """Two pictures of one size, one drawn over the other. Its value is {"coarse": url, "final": url}, or None."""
-    return gr.HTML(
-        None, html_template=_COMPARE, js_on_load=_COMPARE_JS, apply_default_css=False, elem_id="compare", visible=False
-    )
+    return gr.HTML(None, html_template=_COMPARE, js_on_load=_COMPARE_JS, apply_default_css=False, elem_id="compare")
 
 
 def status() -> gr.HTML:
     """What is being done, for eyes and for screen readers. Its value is made by `told`."""
     return gr.HTML(
-        told("Start with a photo."), html_template=_STATUS, js_on_load=None, apply_default_css=False, elem_id="status"
+        told("Start with a photo."),
+        html_template=_STATUS,
+        js_on_load=_STATUS_JS,
+        apply_default_css=False,
+        elem_id="status",
     )
 
 

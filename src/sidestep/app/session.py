@@ -440,6 +440,12 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._sessions)
 
+    @property
+    def busy(self) -> bool:
+        """Whether anybody's views are being made."""
+        with self._lock:
+            return any(session.busy for session in self._sessions.values())
+
     def of(self, name: str) -> Session:
         """The session of this name, a new one where there is none."""
         with self._lock:
