@@ -171,4 +171,4 @@ def report(result: dict[str, Any]) -> None:
         answer(result)
         return
     for key, value in result.items():
-        print(f"{key}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
+        print(f"{key}: {', '.join(dict.fromkeys(map(str, value))) if isinstance(value, list) else value}")
