@@ -231,6 +231,10 @@ def test_a_photo_is_dropped_looked_at_from_the_side_and_made(
     page.wait_for_selector("#coarse img")
     before = picture(page, "coarse")
     assert fields(page) == [20, 0, 1]
+    view = "document.querySelector('sidestep-viewport')"
+    page.wait_for_function(f"{view}.previewPlane.visible && {view}.previewPlane.material.map?.image.src")
+    await_status(page, "Ready")
+    told = page.locator("p[role=status]").element_handle()
 
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url) if request.method == "POST" else None)
@@ -252,6 +256,7 @@ def test_a_photo_is_dropped_looked_at_from_the_side_and_made(
     choose_steps(page, 2)
     page.click("#make")
     await_status(page, "Done")
+    assert told.inner_text() == "Done."  # in the element that a screen reader watches
     coarse = picture(page, "coarse")
     final = picture(page, "final")
     assert final != coarse
@@ -401,6 +406,26 @@ def test_of_what_waits_behind_another_user_the_last_is_made_unless_it_is_cancell
     waiting.close()
 
 
+def test_without_webgl_the_photo_is_shown_flat_and_the_arrow_keys_move_the_camera(
+    server: tuple[str, Path], desk: Any
+) -> None:
+    page = desk.new_page()
+    page.set_default_timeout(PATIENCE)
+    page.add_init_script("HTMLCanvasElement.prototype.getContext = () => null")
+    page.goto(server[0])
+    page.wait_for_selector("sidestep-viewport[flat]")
+    use_example(page, "chair")
+    assert page.locator("sidestep-viewport #preview").get_attribute("src") == picture(page, "photo")
+    assert page.locator("sidestep-viewport").bounding_box()["height"] < 150
+    assert not page.get_by_text("Drag the orange camera").is_visible()
+    before = picture(page, "coarse")
+    page.locator("sidestep-viewport #stage").focus()
+    page.keyboard.press("ArrowLeft")
+    await_another(page, "coarse", before)
+    await_fields(page, Pose(18, 0, 1))
+    page.close()
+
+
 def test_the_keyboard_is_enough(open_page: Open) -> None:
     page = open_page()
 
@@ -453,16 +478,24 @@ def test_a_phone_shows_it_all_without_scrolling_sideways(open_page: Open) -> Non
     box = page.locator("sidestep-viewport").bounding_box()
     touch = page.context.new_cdp_session(page)
 
-    def point(kind: str, dx: float) -> None:
-        at = [{"x": box["x"] + spot["x"] + dx, "y": box["y"] + spot["y"]}] if kind != "touchEnd" else []
-        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": at})
+    def swipe(x: float, y: float, right: float, down: float) -> None:
+        for share in (0, 0.2, 0.4, 0.6, 0.8, 1):
+            at = {"x": box["x"] + x + share * right, "y": box["y"] + y + share * down}
+            kind = "touchMove" if share else "touchStart"
+            touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [at]})
+            page.wait_for_timeout(30)
+        touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
 
-    point("touchStart", 0)
-    for dx in (-10, -25, -40):
-        point("touchMove", dx)
-    point("touchEnd", 0)
+    swipe(spot["x"], spot["y"], -40, 0)
     await_another(page, "coarse", before)
-    assert pose(page).yaw < 15
+    moved = pose(page)
+    assert moved.yaw < 15
+    # Beside the camera, a finger scrolls.
+    page.evaluate("scrollTo(0, 0)")
+    box = page.locator("sidestep-viewport").bounding_box()
+    swipe(30, 200, 0, -150)
+    page.wait_for_function("scrollY > 50")
+    assert pose(page) == moved
 
 
 def test_ctrl_c_ends_the_server_amid_work_in_one_word(desk: Any, tmp_path: Path) -> None:
