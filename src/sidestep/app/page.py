@@ -232,20 +232,20 @@ def _connect(page: gr.Blocks, on: Controls, do: Handlers) -> None:
     scene: list[Any] = [on.viewport, on.fov, on.model, on.category, on.path, on.frames, on.smooth, on.keys]
     opened = [on.upload, on.fov, on.photo, on.viewport, on.final, on.compare, on.video, on.download, on.status]
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    follow: dict[str, Any] = {"fn": do.follow, "js": _HAS_PHOTO, **quiet}
+    # What comes while an answer is awaited is asked together, as it is by then; gradio's default drops it.
+    newest: dict[str, Any] = {"trigger_mode": "always_last"}
+    follow: dict[str, Any] = {"fn": do.follow, "js": _HAS_PHOTO, **quiet, **newest}
     follow |= {"inputs": [*scene, on.photo], "outputs": [on.coarse, on.viewport, on.photo]}
     follow["concurrency_limit"] = None  # who waits for the model is not gradio's affair, but the studio's
-    # What comes while an answer is awaited is asked together, as it is by then.
-    newest: dict[str, Any] = {"trigger_mode": "always_last"}
 
     on.upload.upload(do.upload, [on.upload, on.model], opened, **quiet).then(**follow)
     on.examples.click(do.example, [on.model], opened, **quiet).then(**follow)
 
     on.viewport.input(None, [on.viewport], on.pose, js=_TO_NUMBERS, **quiet, **newest)
-    on.viewport.input(**follow, **newest)
+    on.viewport.input(**follow)
     numbers = [each.input for each in on.pose]
     gr.on(numbers, None, [*on.pose, on.viewport], [on.viewport], js=_TO_POSE, **quiet, **newest).then(**follow)
-    gr.on([on.fov.input, on.category.input, on.frames.release, on.smooth.input], **follow, **newest)
+    gr.on([on.fov.input, on.category.input, on.frames.release, on.smooth.input], **follow)
     for button, inputs, change in (
         (on.add, [on.keys, on.viewport], _ADD),
         (on.remove, [on.keys], _REMOVE),
