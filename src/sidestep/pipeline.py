@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal, get_args
 
 import torch
-from diffusers import DiffusionPipeline, ModelMixin
+from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -30,7 +30,7 @@ from sidestep.models import BUNDLED, model_folder
 from sidestep.models.index import write_index
 from sidestep.notebook import pictures_html, views_html
 from sidestep.outputs import save_views
-from sidestep.prior import LatentPrior
+from sidestep.prior import LatentPrior, forget_path
 from sidestep.tunet import TUNet, load_tunet
 
 Fusion = Literal["auto", "variance", "addition"]
@@ -218,8 +218,7 @@ class NovelViewPipeline(DiffusionPipeline):
             saved = LatentPrior(self.vae, self.unet, self.scheduler, self.text_encoder, self.tokenizer)
             self.tunet.register_to_config(prior_fingerprint=saved.fingerprint())
         for part in self.components.values():
-            if isinstance(part, ModelMixin) and "_name_or_path" in part.config:
-                part.register_to_config(_name_or_path="")  # a path on this machine, of no use on another
+            forget_path(part)
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder, prefix=".saving-") as whole:

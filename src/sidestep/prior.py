@@ -176,8 +176,7 @@ class LatentPrior(torch.nn.Module):
         for name in PARTS:
             part = getattr(self, name)
             if part is not None:
-                if isinstance(part, ModelMixin) and "_name_or_path" in part.config:
-                    part.register_to_config(_name_or_path="")  # a path on this machine, of no use on another
+                forget_path(part)
                 with atomic_path(Path(path) / name) as temporary:
                     part.save_pretrained(temporary)
 
@@ -354,6 +353,12 @@ class LatentPrior(torch.nn.Module):
         else:
             output = self.unet(inputs, timestep).sample
         return output.to(latents.device, torch.promote_types(latents.dtype, torch.float32))
+
+
+def forget_path(part: Any) -> None:
+    """Takes where a network was loaded from out of its config: a path on this machine, of no use on another."""
+    if isinstance(part, ModelMixin) and "_name_or_path" in part.config:
+        part.register_to_config(_name_or_path="")
 
 
 def _expand(embeds: Tensor, batch: int) -> Tensor:
