@@ -1,10 +1,12 @@
 """Photos: from a file to an upright RGB picture, to a tensor, and back."""
 
+import io
 import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,6 +14,17 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from sidestep.errors import SidestepError
+
+
+class Stored(Protocol):
+    """A file that lies inside another, or behind a network; its string is the name that messages give."""
+
+    def read_bytes(self) -> bytes: ...
+    @property
+    def name(self) -> str: ...
+
+
+Source = str | Path | Stored
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # of the files that are looked for in folders
 MAX_PIXELS = 100_000_000
@@ -28,23 +41,19 @@ _TRANSPOSE = {
 }
 
 
-def load_image(path: str | Path) -> Image.Image:
+def load_image(path: Source) -> Image.Image:
     """The photo in a file as RGB, turned upright as its EXIF orientation says; transparency becomes white.
 
     Raises:
         SidestepError: if the file is missing, no image, cut short, or larger than 100 megapixels.
     """
-    with _opened(path) as image:
+    with open_image(path) as image:
         orientation = _orientation(image)
-        try:
-            image.load()
-        except (OSError, SyntaxError, ValueError, EOFError) as error:
-            raise SidestepError(f"{path}: the image is damaged or cut short ({error}); save it again") from None
         picture = _rgb(image, path)
     return picture.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else picture
 
 
-def stored_size(path: str | Path) -> tuple[int, int, int]:
+def stored_size(path: Source) -> tuple[int, int, int]:
     """Width and height in pixels as stored in the file, and the EXIF orientation (1 to 8), from its header alone.
 
     The picture that `load_image` returns has width and height swapped where the orientation is 5 or more.
@@ -90,7 +99,7 @@ def gradient_energy(pictures: Tensor) -> Tensor:
     return across.square().mean((1, 2, 3)) + down.square().mean((1, 2, 3))
 
 
-def exif_fov(path: str | Path) -> float | None:
+def exif_fov(path: Source) -> float | None:
     """The field of view that a photo's EXIF tells, in degrees across the shorter side, or None where it does not.
 
     From FocalLengthIn35mmFilm, the focal length at which a 36 x 24 mm film sees the same diagonal. A photo that was
@@ -113,11 +122,26 @@ def exif_fov(path: str | Path) -> float | None:
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
+def open_image(path: Source) -> Iterator[Image.Image]:
+    """An image file's pixels as they are stored, whatever their format.
+
+    Raises:
+        SidestepError: as `load_image`.
+    """
+    with _opened(path) as image:
+        try:
+            image.load()
+        except (OSError, SyntaxError, ValueError, EOFError) as error:
+            raise SidestepError(f"{path}: the image is damaged or cut short ({error}); save it again") from None
+        yield image
+
+
+@contextmanager
+def _opened(path: Source) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is below
-            image = Image.open(path)
+            image = Image.open(path if isinstance(path, str | Path) else io.BytesIO(path.read_bytes()))
     except FileNotFoundError:
         raise SidestepError(f"{path}: no such file") from None
     except UnidentifiedImageError:
@@ -142,7 +166,7 @@ def _orientation(image: Image.Image) -> int:
     return orientation if orientation in _TRANSPOSE else 1
 
 
-def _rgb(image: Image.Image, path: str | Path) -> Image.Image:
+def _rgb(image: Image.Image, path: Source) -> Image.Image:
     if image.mode.startswith("I;16"):  # PIL would clip the 16 bits, not scale them
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("F", "I"):

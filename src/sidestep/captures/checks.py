@@ -201,7 +201,7 @@ def _same_poses(arrangement: Arrangement, tolerance: float) -> list[tuple[int, i
 
 
 def _unlisted(scene: Scene, images: Path) -> list[str]:
-    used = {frame.path.resolve() for frame in scene.frames}
+    used = {frame.path.resolve() for frame in scene.frames if isinstance(frame.path, Path)}
     photos = (path for path in images.rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES)
     return sorted(str(path.relative_to(images)) for path in photos if path.resolve() not in used)
 

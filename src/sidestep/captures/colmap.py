@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sidestep.cameras import Camera
 from sidestep.captures.lens import Array, Lens
+from sidestep.captures.maps import find_depth, find_mask
 from sidestep.captures.points import Colours
 from sidestep.captures.scene import Scene, make_frame
 from sidestep.errors import SidestepError
@@ -76,7 +77,8 @@ def read_colmap(folder: Path, category: str | None = None) -> Scene:
         lens = lenses.get(pose.camera_id)
         if lens is None:
             raise SidestepError(f"{images_file}: frame {name} has camera {pose.camera_id}, which cameras lacks")
-        frames.append(make_frame(name, path, lens, pose.world_to_camera, images_file))
+        maps = find_mask(folder, name), find_depth(folder, name)
+        frames.append(make_frame(name, path, lens, pose.world_to_camera, images_file, *maps))
     if not frames:
         raise SidestepError(
             f"{images_file}: none of its {len(missing)} photos are in {folder / 'images'}; put them there"

@@ -18,7 +18,7 @@ from sidestep.captures.reading import find_scenes, read_scene
 from sidestep.captures.scene import Scene
 from sidestep.captures.splits import SPLITS, Split, model_split
 from sidestep.errors import SidestepError
-from sidestep.images import load_image
+from sidestep.images import Stored, load_image
 
 Turning = Literal["left", "right", "both", "none"]
 Range = tuple[float, float]
@@ -74,7 +74,7 @@ class InspectedScene:
     folder: Path
     facts: SceneFacts | None = None
     arrangement: Arrangement | None = None
-    photos: tuple[tuple[str, Path], ...] = ()
+    photos: tuple[tuple[str, Path | Stored], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,7 @@ def _check_photos(scene: Scene, seen: dict[bytes, tuple[str, str]]) -> Iterator[
             shared.setdefault(other, []).append(frame.name)
         elif other_name != frame.name:
             same.append(f"{frame.name} = {other_name}")
-    folder = str(scene.frames[0].path.parent)
+    folder = str(Path(str(scene.frames[0].path)).parent)
     if same:
         names = tuple(pair.split(" = ")[0] for pair in same)
         yield Finding("same-photo", scene.id, folder, listed(same), names)

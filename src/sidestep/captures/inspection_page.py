@@ -16,7 +16,7 @@ from sidestep.captures.inspection import InspectedScene, Inspection, Range, Scen
 from sidestep.captures.lens import Array
 from sidestep.errors import SidestepError
 from sidestep.files import atomic_path
-from sidestep.images import load_image
+from sidestep.images import Stored, load_image
 
 MOST_FAULTY, MOST_SOUND = 240, 60  # scenes drawn with an error or a warning, and without
 MOST_ROWS = 100  # of one kind of finding
@@ -194,7 +194,7 @@ def _photos(scene: InspectedScene) -> str:
     return '<div class="photos">' + "".join(_photo(*scene.photos[place]) for place in places) + "</div>"
 
 
-def _photo(name: str, path: Path) -> str:
+def _photo(name: str, path: Path | Stored) -> str:
     caption = f"<figcaption>{escape(name)}</figcaption>"
     try:
         picture = load_image(path)

@@ -1,11 +1,13 @@
 """Lens distortion (Brown-Conrady, COLMAP's and OpenCV's), and how to take it out of a photo."""
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from sidestep.errors import SidestepError
 
@@ -80,15 +82,17 @@ class Lens:
 
     def undistort(self, photo: Image.Image, intrinsics: Array) -> Image.Image:
         """The photo as a pinhole camera of `intrinsics` (and the photo's size) takes it; bicubic."""
+        pixels = torch.from_numpy(np.array(photo, dtype=np.float32)).permute(2, 0, 1)
+        sampled = self.resample(pixels, intrinsics, "bicubic").clamp(0.0, 255.0).round().to(torch.uint8)
+        return Image.fromarray(sampled.permute(1, 2, 0).numpy().copy())
+
+    def resample(self, pixels: Tensor, intrinsics: Array, mode: Literal["bicubic", "nearest"]) -> Tensor:
+        """What the lens saw at each pixel of a pinhole camera of `intrinsics`: (C, H, W) float32 -> (C, H, W)."""
         rows, cols = np.mgrid[: self.height, : self.width] + 0.5
         source = self.source_pixels(intrinsics, np.stack((cols, rows), axis=-1))
         # grid_sample without align_corners puts -1 and 1 at the picture's edges: pixel centres at +0.5, as here.
         grid = torch.from_numpy((2.0 * source / (self.width, self.height) - 1.0).astype(np.float32))[None]
-        pixels = torch.from_numpy(np.array(photo, dtype=np.float32)).permute(2, 0, 1)[None]
-        sampled = torch.nn.functional.grid_sample(
-            pixels, grid, mode="bicubic", padding_mode="border", align_corners=False
-        )
-        return Image.fromarray(sampled[0].clamp(0.0, 255.0).round().to(torch.uint8).permute(1, 2, 0).numpy().copy())
+        return torch.nn.functional.grid_sample(pixels[None], grid, mode, padding_mode="border", align_corners=False)[0]
 
     def resized(self, width: int, height: int) -> "Lens":
         """The lens of the same photo at another size in pixels."""

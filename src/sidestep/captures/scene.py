@@ -11,8 +11,9 @@ from torch import Tensor
 
 from sidestep.cameras import Camera
 from sidestep.captures.lens import Array, Lens
+from sidestep.captures.maps import read_depth, read_mask
 from sidestep.errors import SidestepError
-from sidestep.images import load_image, stored_size
+from sidestep.images import Stored, load_image, stored_size
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,16 @@ class Frame:
         path: the photo.
         camera: fits the upright, undistorted photo; world frame of the scene.
         lens: the lens whose distortion `load` takes out, or None where the photo has none.
+        mask: the file that says which pixels are the object, or None.
+        depth: the file that says how far away each pixel is, or None.
     """
 
     name: str
-    path: Path
+    path: Path | Stored
     camera: Camera
     lens: Lens | None = None
+    mask: Path | Stored | None = None
+    depth: Path | Stored | None = None
 
     def load(self) -> Image.Image:
         """The photo as RGB of `camera`'s size: upright, and free of the lens's distortion.
@@ -46,6 +51,35 @@ class Frame:
         if self.lens is None:
             return photo
         return self.lens.undistort(photo, self.camera.intrinsics.double().numpy())
+
+    def load_mask(self) -> Tensor | None:
+        """Which pixels of `load` are the object, (H, W) bool; None where the scene has no mask of the photo.
+
+        Raises:
+            SidestepError: if the mask cannot be read, or has another size than the photo.
+        """
+        return None if self.mask is None else self._fitted(read_mask(self.mask), self.mask) > 0.5
+
+    def load_depth(self) -> Tensor | None:
+        """How far away along the optical axis the pixels of `load` are, (H, W) float32 in the units of the scene.
+
+        0 where that is not known; None where the scene has no depth map of the photo.
+
+        Raises:
+            SidestepError: if the map cannot be read, or has another size than the photo.
+        """
+        return None if self.depth is None else self._fitted(read_depth(self.depth), self.depth)
+
+    def _fitted(self, values: Tensor, source: Path | Stored) -> Tensor:
+        """A map (H, W) of the photo as `load` returns it, as float32."""
+        size = self.camera.width, self.camera.height
+        if values.shape != size[::-1]:
+            raise SidestepError(
+                f"{source}: {values.shape[1]}x{values.shape[0]} pixels, but its photo has {size[0]}x{size[1]}"
+            )
+        if self.lens is None:
+            return values.float()
+        return self.lens.resample(values.float()[None], self.camera.intrinsics.double().numpy(), "nearest")[0]
 
 
 @dataclass(frozen=True)
@@ -82,7 +116,15 @@ def model_name(scene: str) -> str:
     return re.sub(r"(?<=\d)s\d+$", "", scene)
 
 
-def make_frame(name: str, path: Path, lens: Lens, world_to_camera: Array, source: Path) -> Frame:
+def make_frame(
+    name: str,
+    path: Path,
+    lens: Lens,
+    world_to_camera: Array,
+    source: Path,
+    mask: Path | None = None,
+    depth: Path | None = None,
+) -> Frame:
     """The frame of a photo that `source`, a scene's model file, describes by a lens and a pose.
 
     The model may have been computed on the pixels as stored or as displayed (EXIF orientation), or on the same photo
@@ -92,6 +134,7 @@ def make_frame(name: str, path: Path, lens: Lens, world_to_camera: Array, source
     Args:
         lens: intrinsics, distortion and size as in the model.
         world_to_camera: (4, 4), OpenCV axes.
+        mask, depth: maps of the photo as displayed, with its distortion.
 
     Raises:
         SidestepError: if the photo is not readable, its shape is not the model's, or the pose is not a rigid motion.
@@ -123,7 +166,7 @@ def make_frame(name: str, path: Path, lens: Lens, world_to_camera: Array, source
         camera = Camera(intrinsics, torch.from_numpy(world_to_camera).float(), *shown)
     except SidestepError as error:
         raise SidestepError(f"{source}: frame {name}: {error}") from None
-    return Frame(name, path, camera, lens if lens.distorts else None)
+    return Frame(name, path, camera, lens if lens.distorts else None, mask, depth)
 
 
 def _same_shape(lens: Lens, width: int, height: int) -> bool:

@@ -78,7 +78,14 @@ def _frame(path: Path, data: dict[str, Any], entry: dict[str, Any], name: str, p
     width, height, orientation = stored_size(photo)
     shown = (height, width) if orientation >= 5 else (width, height)
     lens = _lens(path, name, {**data, **entry}, shown)
-    return make_frame(name, photo, lens, _world_to_camera(path, name, entry), path)
+    maps = _listed(path, entry, "mask_path"), _listed(path, entry, "depth_file_path")
+    return make_frame(name, photo, lens, _world_to_camera(path, name, entry), path, *maps)
+
+
+def _listed(path: Path, entry: dict[str, Any], key: str) -> Path | None:
+    """The file that a frame names beside its photo, if it is there."""
+    listed = entry.get(key)
+    return path.parent / listed if isinstance(listed, str) and (path.parent / listed).is_file() else None
 
 
 def read_cameras(path: str | Path) -> list[Camera]:
