@@ -8,6 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    # Before torch is imported, and for the processes that tests start: several workers of all cores each would get
+    # into each other's way.
+    os.environ.setdefault(
+        "OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
+    )
+
 if TYPE_CHECKING:
     from sidestep.pipeline import NovelViewPipeline
 
