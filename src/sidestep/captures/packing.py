@@ -1,0 +1,300 @@
+"""Writes a captured set as a pack (`packed.py` says what is in one): shard by shard, each whole or not at all."""
+
+import hashlib
+import io
+import itertools
+import json
+import tarfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePath
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from sidestep.captures.lens import Array, Lens
+from sidestep.captures.packed import (
+    FILES,
+    FORMAT,
+    NOWHERE,
+    PLAN,
+    ShardIndex,
+    Slice,
+    index_name,
+    read_index,
+    read_plan,
+    sample_keys,
+    shard_name,
+)
+from sidestep.captures.scene import Frame, Scene
+from sidestep.captures.storage import Storage
+from sidestep.errors import SidestepError
+from sidestep.images import SUFFIXES, Stored
+
+CHECKSUMS = "SHA256SUMS"
+_SUFFIXES = frozenset((*SUFFIXES, ".bmp", ".tif", ".tiff"))
+
+
+def pack_captures(
+    scenes: Sequence[Scene],
+    out: str | Path,
+    *,
+    frames_per_shard: int = 1000,
+    progress: Callable[[int, int], None] | None = None,
+) -> Storage:
+    """Packs `scenes` into `out`; run again with the same arguments to resume. The same scenes give the same bytes.
+
+    Photos, masks and depth maps go in as the bytes that they are: nothing is decoded, so that a damaged photo is in the
+    pack as it was in the folder (`sidestep capture inspect` finds those).
+
+    Args:
+        out: a folder, or a URL that fsspec can write to.
+        frames_per_shard: a shard is closed once it has so many; scenes are not divided.
+        progress: called with (frames done, frames in all).
+
+    Returns:
+        Where the pack is.
+
+    Raises:
+        SidestepError: if `out` holds anything else, or a pack of other scenes or another size; if a file cannot be
+            read, or none of the scenes can be packed. A scene whose names fit in no pack is left out with a warning.
+    """
+    if frames_per_shard < 1:
+        raise SidestepError(f"frames_per_shard is {frames_per_shard}; it must be 1 or more")
+    storage = Storage.at(out)
+    runs = list(_runs(_packable(scenes), frames_per_shard))
+    plan: dict[str, Any] = {
+        "format": FORMAT,
+        "scenes": sum(len(run) for run in runs),
+        "frames": sum(len(scene.frames) for run in runs for scene in run),
+        "frames_per_shard": frames_per_shard,
+        "shards": [_digest(run) for run in runs],
+    }
+    _claim(storage, plan)
+    done, sums = 0, []
+    for number, run in enumerate(runs):
+        index = _finished(storage, plan, number)
+        if index is None:
+            _write_shard(storage, number, run, plan["shards"][number], _from(progress, done, plan["frames"]))
+            index = read_index(storage, plan, number)
+        done += sum(len(scene.frames) for scene in run)
+        if progress is not None:
+            progress(done, plan["frames"])
+        sha256 = hashlib.sha256(storage.read(index_name(number))).hexdigest()
+        sums.append(f"{index.sha256}  {index.shard}\n{sha256}  {index_name(number)}\n")
+    with storage.writing(CHECKSUMS) as temporary:
+        temporary.write_text("".join(sums), encoding="ascii")
+    return storage
+
+
+def _from(progress: Callable[[int, int], None] | None, done: int, total: int) -> Callable[[], None]:
+    """What is called after each frame of a shard, before which `done` frames are done."""
+    count = itertools.count(done + 1)
+    return lambda: progress(next(count), total) if progress is not None else None
+
+
+def _packable(scenes: Sequence[Scene]) -> list[Scene]:
+    fit: dict[str, Scene] = {}
+    failures: list[SidestepError] = []
+    for scene in scenes:
+        try:
+            sample_keys(scene.name, scene.category, [frame.name for frame in scene.frames])
+        except SidestepError as error:
+            failures.append(error)
+            warnings.warn(f"scene left out: {error}", stacklevel=3)
+            continue
+        if scene.id in fit:
+            raise SidestepError(f"scene {scene.id} is there twice; give each scene a name of its own")
+        fit[scene.id] = scene
+    if not fit:
+        reason = f"; the first: {failures[0]}" if failures else ""
+        raise SidestepError(f"none of {len(scenes)} scenes can be packed{reason}")
+    return list(fit.values())
+
+
+def _runs(scenes: list[Scene], frames_per_shard: int) -> Iterator[list[Scene]]:
+    """The scenes of each shard."""
+    run: list[Scene] = []
+    for scene in scenes:
+        run.append(scene)
+        if sum(len(scene.frames) for scene in run) >= frames_per_shard:
+            yield run
+            run = []
+    if run:
+        yield run
+
+
+def _claim(storage: Storage, plan: dict[str, Any]) -> None:
+    """Writes pack.json to a place that is empty, and refuses one that holds anything but this pack, whole or not."""
+    storage.make()
+    stored = read_plan(storage)
+    if stored is None:
+        foreign = [name for name in storage.names() if not name.startswith(".")]
+        if foreign:
+            raise SidestepError(f"{storage}: holds {foreign[0]}, and is no pack; name another folder")
+        with storage.writing(PLAN) as temporary:
+            temporary.write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
+    elif stored != plan:
+        if stored.get("frames_per_shard") != plan["frames_per_shard"]:
+            other = f"of {stored.get('frames_per_shard')} frames a shard, not {plan['frames_per_shard']}"
+        else:
+            other = "of other scenes, or of photos or cameras that have changed since"
+        raise SidestepError(f"{storage}: holds a pack {other}; name another folder or delete this one")
+
+
+def _finished(storage: Storage, plan: dict[str, Any], number: int) -> ShardIndex | None:
+    """The index of a shard that is there, or None where it is to be written: no index, or damaged."""
+    if storage.size(index_name(number)) is None:
+        return None
+    try:
+        index = read_index(storage, plan, number)
+    except SidestepError as error:
+        warnings.warn(f"{error}; making it anew", stacklevel=3)
+        return None
+    return index if storage.size(index.shard) == index.size else None
+
+
+def _write_shard(
+    storage: Storage, number: int, scenes: list[Scene], made_of: str, frame_done: Callable[[], None]
+) -> None:
+    """Writes a shard, then its index, which says that the shard is whole."""
+    places: dict[str, list[tuple[int, int]]] = {kind: [] for kind in FILES}
+    described = []
+    with storage.writing(shard_name(number)) as temporary:
+        with open(temporary, "wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+            for scene in scenes:
+                keys = sample_keys(scene.name, scene.category, [frame.name for frame in scene.frames])
+                for key, frame in zip(keys, scene.frames, strict=True):
+                    for kind, source in _sources(frame).items():
+                        place = (
+                            NOWHERE
+                            if source is None
+                            else _add(tar, file, f"{key}.{_suffix(kind, source)}", _read(source))
+                        )
+                        places[kind].append(place)
+                    _add(tar, file, f"{key}.json", json.dumps(_record(scene, frame)).encode())
+                    frame_done()
+                described.append(_described(scene))
+        size, sha256 = temporary.stat().st_size, _sha256(temporary)
+    about = {"made_of": made_of, "size": size, "sha256": sha256, "scenes": described}
+    tensors = _numbers(scenes) | {kind: torch.tensor(rows, dtype=torch.int64) for kind, rows in places.items()}
+    with storage.writing(index_name(number)) as temporary:
+        # One entry, because safetensors writes several in no fixed order, and an index has fixed bytes.
+        temporary.write_bytes(save(tensors, metadata={"about": json.dumps(about)}))
+
+
+def _described(scene: Scene) -> dict[str, Any]:
+    """What an index says of a scene in words; of a frame, its name and the suffixes of its files."""
+    return {
+        "name": scene.name,
+        "category": scene.category,
+        "missing": list(scene.missing),
+        "points": None if scene.points is None else len(scene.points),
+        "frames": [
+            [frame.name, *(source and _suffix(kind, source) for kind, source in _sources(frame).items())]
+            for frame in scene.frames
+        ],
+    }
+
+
+def _sources(frame: Frame) -> dict[str, Path | Stored | None]:
+    return dict(zip(FILES, (frame.path, frame.mask, frame.depth), strict=True))
+
+
+def _numbers(scenes: list[Scene]) -> dict[str, Tensor]:
+    """The numbers of an index that do not depend on where files lie in the shard."""
+    frames = [frame for scene in scenes for frame in scene.frames]
+    points = [scene.points.float().cpu() for scene in scenes if scene.points is not None]
+    return {
+        "intrinsics": torch.stack([frame.camera.intrinsics.float().cpu() for frame in frames]),
+        "world_to_camera": torch.stack([frame.camera.world_to_camera.float().cpu() for frame in frames]),
+        "size": torch.tensor([(frame.camera.width, frame.camera.height) for frame in frames], dtype=torch.int64),
+        "lens": torch.from_numpy(np.stack([_lens_row(frame.lens) for frame in frames])),
+        "points": torch.cat(points).contiguous() if points else torch.zeros(0, 3),
+    }
+
+
+def _lens_row(lens: Lens | None) -> Array:
+    if lens is None:
+        return np.full(14, np.nan)
+    return np.array([*lens.intrinsics.ravel(), lens.k1, lens.k2, lens.k3, lens.p1, lens.p2], dtype=np.float64)
+
+
+def _record(scene: Scene, frame: Frame) -> dict[str, Any]:
+    """What a sample's .json says, for programs that read the shards without the indexes."""
+    camera, lens = frame.camera, frame.lens
+    return {
+        "scene": scene.id,
+        "category": scene.category,
+        "name": frame.name,
+        "width": camera.width,
+        "height": camera.height,
+        "intrinsics": camera.intrinsics.tolist(),
+        "world_to_camera": camera.world_to_camera.tolist(),
+        "lens": lens
+        and {
+            "intrinsics": lens.intrinsics.tolist(),
+            **{key: getattr(lens, key) for key in ("k1", "k2", "k3", "p1", "p2")},
+        },
+    }
+
+
+def _digest(scenes: list[Scene]) -> str:
+    """Names what a shard is made of: all that its index says, and the sizes of the files."""
+    digest = hashlib.sha256()
+    for scene in scenes:
+        sizes = [_size(source) for frame in scene.frames for source in _sources(frame).values()]
+        digest.update(json.dumps([_described(scene), sizes]).encode())
+    for key, tensor in sorted(_numbers(scenes).items()):
+        digest.update(f"{key}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _suffix(kind: str, source: Path | Stored) -> str:
+    """What a sample's file is called after its key: always a picture's suffix, whatever the file was called."""
+    own = PurePath(source.name).suffix.lower()
+    kept = own.removeprefix(".") if own in _SUFFIXES else "img"
+    return kept if kind == "photo" else f"{kind}.{kept}"
+
+
+def _size(source: Path | Stored | None) -> int | None:
+    """A file's size in bytes, where that is known without reading it."""
+    if isinstance(source, Path):
+        with _reading(source):
+            return source.stat().st_size
+    return source.size if isinstance(source, Slice) else None
+
+
+def _read(source: Path | Stored) -> bytes:
+    with _reading(source):
+        data = source.read_bytes()
+    if not data:
+        raise SidestepError(f"{source}: is empty; copy it again, or delete it")
+    return data
+
+
+@contextmanager
+def _reading(source: Path | Stored) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SidestepError(f"{source}: cannot be read ({error.strerror}); look after it, and run again") from None
+
+
+def _add(tar: tarfile.TarFile, file: BinaryIO, name: str, data: bytes) -> tuple[int, int]:
+    """Adds a file to a tar, of no date and nobody's; where its bytes begin, and how many they are."""
+    member = tarfile.TarInfo(name)
+    member.size, member.mode = len(data), 0o644
+    tar.addfile(member, io.BytesIO(data))
+    padded = -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    return file.tell() - padded, len(data)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

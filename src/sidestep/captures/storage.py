@@ -1,0 +1,172 @@
+"""A folder on a disk, or behind a URL: s3://bucket/prefix, https://host/folder, memory://name, through fsspec.
+
+Credentials, endpoints and the like are the backends' own business: they read the environment and fsspec's
+configuration files.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, BinaryIO
+
+from fsspec.core import url_to_fs
+
+from sidestep.errors import SidestepError
+from sidestep.files import atomic_path, make_folder
+
+# Two letters or more, because C:/ is a disk; and caching:: may stand before it. A Path keeps one slash of the two.
+_URL = re.compile(r"((?:\w+::)*[A-Za-z][A-Za-z0-9+.-]+):/+")
+STREAM_BYTES = 8 * 2**20  # of a file behind a URL that are fetched at once where it is read front to back
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Files under plain names in one place; nothing is open between two calls, so that it survives a fork.
+
+    Attributes:
+        path: the folder, or a URL without a slash at its end.
+    """
+
+    path: Path | str
+
+    @classmethod
+    def at(cls, path: str | Path) -> "Storage":
+        """The place that a path or URL names; a URL may have gone through a `Path`."""
+        found = _URL.match(str(path))
+        if found is None:
+            return cls(Path(path))
+        scheme, rest = found[1], str(path)[found.end() :].rstrip("/")
+        return cls(Path("/", rest)) if scheme == "file" else cls(f"{scheme}://{rest}")
+
+    @property
+    def remote(self) -> bool:
+        return isinstance(self.path, str)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def locate(self, name: str) -> str:
+        """The path or URL of a file, for messages and other programs."""
+        return f"{self.path}/{name}"
+
+    def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
+        """A file's bytes: all, or `size` of them from `start` on, fewer only where the file ends before.
+
+        Raises:
+            FileNotFoundError: if it is not there.
+            SidestepError: if it cannot be read.
+        """
+        if isinstance(self.path, Path):
+            try:
+                with open(self.path / name, "rb") as file:
+                    file.seek(start)
+                    return file.read() if size is None else file.read(size)
+            except (FileNotFoundError, NotADirectoryError):
+                raise FileNotFoundError(self.locate(name)) from None
+            except OSError as error:
+                raise SidestepError(f"{self.locate(name)}: cannot be read ({error.strerror})") from None
+        with _asking(self.locate(name)):
+            system, path = url_to_fs(self.locate(name))
+            data: bytes = system.cat_file(path, start or None, None if size is None else start + size)
+        if size is not None and len(data) > size:
+            raise SidestepError(f"{self.locate(name)}: the server sends whole files only, not parts; copy the folder")
+        return data
+
+    def size(self, name: str) -> int | None:
+        """A file's size in bytes, or None if it is not there."""
+        try:
+            if isinstance(self.path, Path):
+                return (self.path / name).stat().st_size
+            with _asking(self.locate(name)):
+                system, path = url_to_fs(self.locate(name))
+                return int(system.info(path)["size"])
+        except FileNotFoundError:
+            return None
+
+    def names(self) -> list[str]:
+        """The names of what lies in the folder, sorted; none where there is no folder."""
+        if isinstance(self.path, Path):
+            return sorted(path.name for path in self.path.iterdir()) if self.path.is_dir() else []
+        try:
+            with _asking(self.path):
+                system, path = url_to_fs(self.path)
+                system.invalidate_cache()
+                return sorted(str(entry).rstrip("/").rpartition("/")[2] for entry in system.ls(path, detail=False))
+        except FileNotFoundError:
+            return []
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[BinaryIO]:
+        """A file to read from front to back.
+
+        Raises:
+            FileNotFoundError: if it is not there.
+            SidestepError: if it cannot be opened.
+        """
+        if isinstance(self.path, Path):
+            with open(self.path / name, "rb") as file:
+                yield file
+            return
+        with _asking(self.locate(name)):
+            system, path = url_to_fs(self.locate(name))
+            stream: Any = system.open(path, "rb", block_size=STREAM_BYTES, cache_type="readahead")
+        with stream:
+            yield stream
+
+    @contextmanager
+    def local(self, name: str) -> Iterator[Path]:
+        """A file as one on the disk, fetched if it is behind a URL; it may be mapped into memory and outlives this.
+
+        Raises:
+            FileNotFoundError: if it is not there.
+            SidestepError: if it cannot be fetched.
+        """
+        if isinstance(self.path, Path):
+            if not (self.path / name).is_file():
+                raise FileNotFoundError(self.locate(name))
+            yield self.path / name
+            return
+        with TemporaryDirectory(prefix="sidestep-", ignore_cleanup_errors=True) as folder:
+            with _asking(self.locate(name)):
+                system, path = url_to_fs(self.locate(name))
+                system.get_file(path, f"{folder}/{name}")
+            yield Path(folder, name)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """A temporary file on the disk to write to, which becomes `name`, whole, once the block has ended well."""
+        if isinstance(self.path, Path):
+            with atomic_path(self.path / name) as temporary:
+                yield temporary
+            return
+        with TemporaryDirectory(prefix="sidestep-") as folder:
+            yield Path(folder, name)
+            with _asking(self.locate(name), "written"):
+                system, path = url_to_fs(self.locate(name))
+                system.put_file(f"{folder}/{name}", path)
+
+    def make(self) -> None:
+        """Makes the folder where it is not there, and tries it; behind a URL the first file that is written does.
+
+        Raises:
+            SidestepError: if it cannot be written into.
+        """
+        if isinstance(self.path, Path):
+            make_folder(self.path)
+
+
+@contextmanager
+def _asking(url: str, done: str = "read") -> Iterator[None]:
+    """Turns what a backend raises into one line; each has exceptions of its own. What is not there stays itself."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except ImportError as error:
+        raise SidestepError(f"{url}: {error}; pip install 'sidestep[packs]' brings what S3 and https need") from None
+    except Exception as error:
+        told = " ".join(str(error).split()) or type(error).__name__
+        raise SidestepError(f"{url}: cannot be {done} ({told})") from None

@@ -1,0 +1,137 @@
+"""A pack's scenes and frames in the order of its shards, which are read from front to back, by webdataset.
+
+One request, or one long read, serves a whole shard: the fastest that a disk or an object store can be read. Scenes come
+as a folder's do, except that their photos are held in memory.
+"""
+
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sidestep.captures.packed import ShardIndex, Slice, cut_short, open_plan, read_index
+from sidestep.captures.scene import Frame, Scene
+from sidestep.captures.storage import Storage
+from sidestep.errors import SidestepError
+
+if TYPE_CHECKING:
+    from webdataset import DataPipeline
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A file that was read already (`images.Stored`)."""
+
+    source: Slice
+    data: bytes
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    def __str__(self) -> str:
+        return str(self.source)
+
+    def read_bytes(self) -> bytes:
+        return self.data
+
+
+def stream_frames(path: str | Path, seed: int | None = None) -> "DataPipeline":
+    """A pack's frames, shard after shard, each as (the id of its scene, `Frame`).
+
+    The result is an `IterableDataset`: with a `DataLoader` of several workers, and under torch.distributed, each
+    process reads shards of its own (webdataset's `split_by_node` and `split_by_worker`), so that there should be more
+    shards than processes. More steps of webdataset follow with `compose`, such as `webdataset.shuffle(1000)`.
+
+    Args:
+        path: the pack's folder or URL.
+        seed: of the order of the shards, the same in all processes; another one each epoch. None: as they were packed.
+
+    Raises:
+        SidestepError: here, if it is no pack or webdataset is not installed; while streaming, if a shard or its index
+            is missing or damaged.
+    """
+    return _pipeline(path, seed, _frames)
+
+
+def stream_scenes(path: str | Path, seed: int | None = None) -> "DataPipeline":
+    """A pack's scenes, shard after shard, as `stream_frames`; all photos of a scene are in memory at once."""
+    return _pipeline(path, seed, _whole_scenes)
+
+
+def _pipeline(path: str | Path, seed: int | None, stage: Any) -> "DataPipeline":
+    try:
+        import webdataset
+    except ImportError:
+        raise SidestepError("streaming a pack needs webdataset: pip install 'sidestep[packs]'") from None
+    storage = Storage.at(path)
+    plan = open_plan(storage)
+    numbers = [str(number) for number in range(len(plan["shards"]))]
+    return webdataset.DataPipeline(
+        webdataset.SimpleShardList(numbers, seed),
+        webdataset.split_by_node,
+        webdataset.split_by_worker,
+        _Reader(storage, plan),
+        stage,
+    )
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Shards' numbers -> (index, its frames as they come)."""
+
+    storage: Storage
+    plan: dict[str, Any]
+
+    def __call__(self, shards: Iterable[dict[str, str]]) -> Iterator[tuple[ShardIndex, Iterator[Frame]]]:
+        for shard in shards:
+            index = read_index(self.storage, self.plan, int(shard["url"]))
+            yield index, self._read(index)
+
+    def _read(self, index: ShardIndex) -> Iterator[Frame]:
+        from webdataset.tariterators import group_by_keys, tar_file_expander
+
+        frames = (frame for scene in index.scenes for frame in scene.frames)
+        damaged = cut_short(self.storage, index.shard)
+        try:
+            with self.storage.open(index.shard) as stream:
+                samples = group_by_keys(tar_file_expander([{"url": index.shard, "stream": stream}]))
+                for key, frame in zip(index.keys, frames, strict=True):
+                    sample = next(samples, None)
+                    if sample is None or sample["__key__"] != key:
+                        raise damaged
+                    yield _held(frame, sample, damaged)
+        except (tarfile.TarError, EOFError, ValueError):
+            raise damaged from None
+        except SidestepError:
+            raise
+        except Exception as error:  # a connection that breaks: each backend has exceptions of its own
+            raise SidestepError(f"{self.storage.locate(index.shard)}: cannot be read ({error})") from None
+
+
+def _held(frame: Frame, sample: dict[str, Any], damaged: SidestepError) -> Frame:
+    def held(source: Any) -> Held | None:
+        if source is None:
+            return None
+        data = sample.get(source.name.partition(".")[2])
+        if data is None or len(data) != source.size:
+            raise damaged
+        return Held(source, data)
+
+    photo, mask, depth = (held(source) for source in (frame.path, frame.mask, frame.depth))
+    assert photo is not None
+    return replace(frame, path=photo, mask=mask, depth=depth)
+
+
+def _frames(shards: Iterable[tuple[ShardIndex, Iterator[Frame]]]) -> Iterator[tuple[str, Frame]]:
+    for index, frames in shards:
+        for scene in index.scenes:
+            for _ in scene.frames:
+                yield scene.id, next(frames)
+
+
+def _whole_scenes(shards: Iterable[tuple[ShardIndex, Iterator[Frame]]]) -> Iterator[Scene]:
+    for index, frames in shards:
+        for scene in index.scenes:
+            yield replace(scene, frames=tuple(next(frames) for _ in scene.frames))
