@@ -1,6 +1,5 @@
 """What may be wrong with a scene, as far as it shows without decoding a photo."""
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,9 @@ from torch import Tensor
 
 from sidestep.cameras import Camera
 from sidestep.captures.arrangement import Arrangement
+from sidestep.captures.colmap import find_models
 from sidestep.captures.findings import Finding, listed
+from sidestep.captures.folders import hidden, natural
 from sidestep.captures.lens import Array
 from sidestep.captures.pairs import paper_pairs
 from sidestep.captures.scene import Frame, Scene
@@ -39,13 +40,19 @@ def check_frames(scene: Scene, folder: Path) -> Iterator[Finding]:
         yield report("missing-photos", message, scene.missing)
     if not paper_pairs(len(names), np.random.default_rng(0)):
         yield report("few-frames", f"{len(names)} frames")
-    for name, other in zip(names, sorted(names, key=_natural), strict=True):
+    folders = list(dict.fromkeys(name.rpartition("/")[0] for name in names))
+    counted = sorted(names, key=lambda name: (folders.index(name.rpartition("/")[0]), natural(name)))
+    for name, other in zip(names, counted, strict=True):
         if name != other:
             yield report("name-order", f"{name} is read before {other}", (name, other))
             break
     sizes = sorted({(camera.width, camera.height) for camera in cameras})
     if len(sizes) > 1:
         yield report("sizes", f"{len(sizes)} sizes: {listed([f'{width}x{height}' for width, height in sizes])}")
+    models = find_models(folder) if folder.is_dir() else []
+    if len(models) > 1:
+        others = listed([str(model.relative_to(folder)) for model in models])
+        yield report("several-models", f"{others}: the one with the most photos is read")
     unlisted = _unlisted(scene, (folder if folder.is_dir() else folder.parent) / "images")
     if unlisted:
         yield report("unlisted-photos", f"{len(unlisted)} in images/: {listed(unlisted)}", unlisted)
@@ -202,13 +209,8 @@ def _same_poses(arrangement: Arrangement, tolerance: float) -> list[tuple[int, i
 
 def _unlisted(scene: Scene, images: Path) -> list[str]:
     used = {frame.path.resolve() for frame in scene.frames if isinstance(frame.path, Path)}
-    photos = (path for path in images.rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES)
+    photos = (path for path in images.rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES and not hidden(path))
     return sorted(str(path.relative_to(images)) for path in photos if path.resolve() not in used)
-
-
-def _natural(name: str) -> str:
-    """Sorts names as people count: runs of digits by their value."""
-    return re.sub(r"\d+", lambda digits: digits[0].zfill(20), name)
 
 
 def _lens_fault(camera: Camera) -> str | None:

@@ -6,6 +6,7 @@ and 3D points; observations are skipped.
 
 import math
 import struct
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,14 +18,15 @@ import torch
 from torch import Tensor
 
 from sidestep.cameras import Camera
+from sidestep.captures.folders import Finder
 from sidestep.captures.lens import Array, Lens
-from sidestep.captures.maps import find_depth, find_mask
+from sidestep.captures.maps import Maps
 from sidestep.captures.points import Colours
 from sidestep.captures.scene import Scene, make_frame
 from sidestep.errors import SidestepError
 from sidestep.files import atomic_path
 
-MODEL_FOLDERS = ("sparse/0", "sparse", ".")
+MODEL_FOLDERS = ("sparse", "colmap/sparse", "sparses")  # COLMAP's, nerfstudio's and MegaScenes'
 
 # COLMAP's number for each camera model, and what its parameters mean in order.
 _MODELS = {
@@ -47,41 +49,72 @@ class Pose:
     world_to_camera: Array
 
 
-def find_model(folder: Path) -> Path | None:
-    """The folder of the sparse model in a scene's folder: sparse/0, sparse, or the folder itself."""
-    for name in MODEL_FOLDERS:
-        model = folder / name
-        if any((model / f"images{suffix}").is_file() for suffix in (".bin", ".txt")):
-            return model
-    return None
+def find_models(folder: Path) -> list[Path]:
+    """The folders of the sparse models in a scene's folder: sparse/0, sparse/1, ..., or else sparse/, or else itself.
+
+    COLMAP numbers its models where it cannot join all photos into one.
+    """
+    for parent in (folder / name for name in MODEL_FOLDERS):
+        if parent.is_dir():
+            numbered = [path for path in parent.iterdir() if path.name.isdigit() and _holds_model(path)]
+            if numbered:
+                return sorted(numbered, key=lambda path: int(path.name))
+            if _holds_model(parent):
+                return [parent]
+    return [folder] if _holds_model(folder) else []
 
 
-def read_colmap(folder: Path, category: str | None = None) -> Scene:
+def read_colmap(folder: Path, category: str | None = None, photos: Path | None = None) -> Scene:
     """A scene from a folder with images/ and a sparse model (sparse/0, sparse, or beside images/).
+
+    Of several models the one with the most photos that are there is read, the first of equals; the others are in worlds
+    of their own, and cannot be joined to it. One that is damaged is passed over with a warning if another can be read.
+
+    Args:
+        folder: the scene's.
+        photos: where the photos are; otherwise images/ in the scene's folder, or its smaller copies (images_2/, ...).
 
     Raises:
         SidestepError: naming the file, if there is no model, it is damaged, has a lens that is not supported, or none
             of its photos are there.
     """
-    model = find_model(folder)
-    if model is None:
+    models = find_models(folder)
+    if not models:
         raise SidestepError(f"{folder}: no COLMAP model (sparse/0/images.bin or .txt); run COLMAP, or name its folder")
+    scenes: list[Scene] = []
+    failures: list[SidestepError] = []
+    for model in models:
+        try:
+            scenes.append(_read_model(model, folder, category, photos))
+        except SidestepError as error:
+            failures.append(error)
+    if not scenes:
+        raise failures[0]
+    for failure in failures:
+        warnings.warn(f"another model of the scene is read instead: {failure}", stacklevel=2)
+    return max(scenes, key=lambda scene: len(scene.frames))
+
+
+def _read_model(model: Path, folder: Path, category: str | None, photos: Path | None) -> Scene:
     lenses = read_lenses(_either(model, "cameras"))
     images_file = _either(model, "images")
+    finder, maps = Finder(), Maps(folder)
     frames, missing = [], []
     for name, pose in sorted(read_poses(images_file).items()):
-        path = folder / "images" / name
-        if not path.is_file():
+        path = finder.find_photo(folder, name) if photos is None else finder.find(photos, name)
+        if path is None:
             missing.append(name)
             continue
         lens = lenses.get(pose.camera_id)
         if lens is None:
             raise SidestepError(f"{images_file}: frame {name} has camera {pose.camera_id}, which cameras lacks")
-        maps = find_mask(folder, name), find_depth(folder, name)
-        frames.append(make_frame(name, path, lens, pose.world_to_camera, images_file, *maps))
+        beside = maps.mask(name), maps.depth(name)
+        frames.append(make_frame(name, path, lens, pose.world_to_camera, images_file, *beside))
+    if not frames and not missing:
+        raise SidestepError(f"{images_file}: no photo has a pose in it; run COLMAP again, or delete the model")
     if not frames:
         raise SidestepError(
-            f"{images_file}: none of its {len(missing)} photos are in {folder / 'images'}; put them there"
+            f"{images_file}: none of its {len(missing)} photos are in {photos or folder / 'images'}; put them there"
         )
     has_points = any((model / f"points3D{suffix}").is_file() for suffix in (".bin", ".txt"))
     points = read_points(_either(model, "points3D")) if has_points else None
@@ -216,6 +249,10 @@ def rotation_to_quaternion(r: Array) -> Array:
     )
     x, y, z, w = np.linalg.eigh(matrix)[1][:, -1]  # eigh reads the lower triangle
     return np.array((w, x, y, z)) if w >= 0 else -np.array((w, x, y, z))
+
+
+def _holds_model(folder: Path) -> bool:
+    return any((folder / f"images{suffix}").is_file() for suffix in (".bin", ".txt"))
 
 
 def _either(model: Path, stem: str) -> Path:

@@ -24,6 +24,9 @@ KINDS: dict[str, Kind] = {
     "unreadable": Kind(
         "error", "Scene cannot be read", "Mend what the message names; until then every command leaves the scene out."
     ),
+    "same-name": Kind(
+        "error", "Two scenes of one name", "Rename one of the folders; until then every command leaves the second out."
+    ),
     "damaged-photo": Kind(
         "error", "Photo cannot be decoded", "Copy or export the photo again, or delete it; encoding stops at it."
     ),
@@ -110,6 +113,11 @@ KINDS: dict[str, Kind] = {
         "note", "No surface points", "Scale comes from where the optical axes meet; no pose could be checked by points."
     ),
     "distortion": Kind("note", "Lens distortion", "It is taken out when the photos are loaded; nothing to do."),
+    "several-models": Kind(
+        "note",
+        "Several models of one scene",
+        "Photos that only the smaller ones have are not used: capture what joins them, or register them again.",
+    ),
     "same-model": Kind(
         "note", "Several scenes of one thing", "All of them fall on one side of a split; nothing to do."
     ),

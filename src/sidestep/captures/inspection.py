@@ -13,8 +13,11 @@ from sidestep.cameras import Camera, distance_scale
 from sidestep.captures.arrangement import Arrangement
 from sidestep.captures.checks import check_cameras, check_frames
 from sidestep.captures.findings import KINDS, Finding, Severity, listed
+from sidestep.captures.folders import hidden
+from sidestep.captures.layouts import megascenes_root, read_scene, scene_name
+from sidestep.captures.maps import MASK_SETS
 from sidestep.captures.pairs import paper_pairs
-from sidestep.captures.reading import find_scenes, read_scene
+from sidestep.captures.reading import find_scenes
 from sidestep.captures.scene import Scene
 from sidestep.captures.splits import SPLITS, Split, model_split
 from sidestep.errors import SidestepError
@@ -23,6 +26,7 @@ from sidestep.images import Stored, load_image
 Turning = Literal["left", "right", "both", "none"]
 Range = tuple[float, float]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+NO_SCENES = (*MASK_SETS, "set_lists", "eval_batches")  # folders of MVImgNet's masks, and of CO3D's, beside scenes
 
 
 @dataclass(frozen=True)
@@ -174,15 +178,19 @@ def inspect_captures(
     findings = list(_not_scenes(Path(path), [folder for folder, _ in places]))
     seen: dict[bytes, tuple[str, str]] = {}
     models: dict[str, list[str]] = {}
+    first_of: dict[str, Path] = {}
     for done, (folder, category) in enumerate(places, start=1):
         try:
             scene = read_scene(folder, category)
         except SidestepError as error:
-            name = folder.resolve().name
+            name = scene_name(folder)
             scene_id = f"{category}/{name}" if category else name
             scenes.append(InspectedScene(scene_id, category, folder))
             findings.append(Finding("unreadable", scene_id, str(folder), str(error)))
         else:
+            first = first_of.setdefault(scene.id, folder)
+            if first != folder:
+                findings.append(Finding("same-name", scene.id, str(folder), f"{first} is called {scene.id}, too"))
             arrangement = Arrangement.of(scene)
             facts = _facts(scene, arrangement)
             named = tuple((frame.name, frame.path) for frame in scene.frames)
@@ -265,11 +273,12 @@ def _check_photos(scene: Scene, seen: dict[bytes, tuple[str, str]]) -> Iterator[
 
 def _not_scenes(path: Path, folders: Sequence[Path]) -> Iterator[Finding]:
     """Folders that stand where scenes or categories stand in this set, and that every command passes over."""
-    if folders[0] == path:
+    if folders[0] == path or folders[0].is_file() or megascenes_root(path) is not None:
         return
-    scenes, parents = set(folders), {folder.parent for folder in folders}
-    for parent in sorted(parents | {path}):
+    parents = {parent for folder in folders for parent in folder.parents if parent.is_relative_to(path)}
+    known = set(folders) | parents
+    for parent in sorted(parents):
         for folder in sorted(parent.iterdir()):
-            if folder.is_dir() and not folder.name.startswith(".") and folder not in scenes | parents:
+            if folder.is_dir() and not hidden(folder) and folder not in known and folder.name not in NO_SCENES:
                 name = str(folder.relative_to(path))
                 yield Finding("no-scene", name, str(folder), "neither images/ nor a transforms.json in it")

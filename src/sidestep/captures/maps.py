@@ -3,13 +3,18 @@
 <scene>/images/003.jpg
 <scene>/masks/003.png     8 bits, above half: the object (also 003.jpg.png, as COLMAP and MVImgNet name masks)
 <scene>/depths/003.png    16 bits, thousandths of the scene's unit along the optical axis (nerfstudio's); 0: unknown
+                          (or 32-bit floats, in the scene's unit)
+
+Maps that another format holds in other numbers are turned into these when they are read: `Alpha` here.
 """
 
+import io
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from sidestep.errors import SidestepError
@@ -18,16 +23,58 @@ from sidestep.images import Source, open_image
 
 DEPTH_UNIT = 1e-3
 _MASKS, _DEPTHS = ("masks", "mask"), ("depths", "depth")
+MASK_SETS = ("masks", "mask", "MVImgNet_mask")  # of a whole set, beside its categories
 
 
-def find_mask(scene: Path, name: str) -> Path | None:
-    """The mask of the photo images/`name` of a scene's folder, or None."""
-    return _find(scene, _MASKS, name)
+class Maps:
+    """The maps beside the photos of one scene's folder.
+
+    Masks lie in its masks/ or mask/. MVImgNet's, which are distributed apart, may also lie as they are unpacked: in the
+    scene's own folder (003.jpg.png), or under masks/<category>/<scene>/ beside the set's categories.
+    """
+
+    def __init__(self, scene: Path) -> None:
+        scene = scene.absolute()
+        apart = [scene.parents[1] / name / scene.parent.name / scene.name for name in MASK_SETS if len(scene.parts) > 2]
+        self._scene = scene
+        self._masks = [folder for folder in (*(scene / name for name in _MASKS), *apart) if folder.is_dir()]
+        self._depths = [folder for folder in (scene / name for name in _DEPTHS) if folder.is_dir()]
+
+    def mask(self, name: str) -> Path | None:
+        """The mask of the photo images/`name`, or None."""
+        own = self._scene / f"{name}.png"
+        return _find(self._masks, name) or (own if own.is_file() else None)
+
+    def depth(self, name: str) -> Path | None:
+        """The depth map of the photo images/`name`, or None."""
+        return _find(self._depths, name)
 
 
-def find_depth(scene: Path, name: str) -> Path | None:
-    """The depth map of the photo images/`name` of a scene's folder, or None."""
-    return _find(scene, _DEPTHS, name)
+@dataclass(frozen=True)
+class Alpha:
+    """The mask that a photo's own transparency is, as the file of a mask (`images.Stored`)."""
+
+    photo: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.photo.stem}.png"
+
+    def __str__(self) -> str:
+        return str(self.photo)
+
+    @classmethod
+    def of(cls, photo: Path) -> "Alpha | None":
+        """The mask of a photo that can be read, or None where it cannot be transparent."""
+        if photo.suffix.lower() not in (".png", ".webp"):
+            return None
+        with Image.open(photo) as image:
+            return cls(photo) if image.has_transparency_data else None
+
+    def read_bytes(self) -> bytes:
+        with open_image(self.photo) as image:
+            alpha = ImageOps.exif_transpose(image.convert("RGBA")).getchannel("A")
+        return png(alpha)
 
 
 def read_mask(source: Source) -> Tensor:
@@ -44,9 +91,12 @@ def read_depth(source: Source) -> Tensor:
     """A depth map's file as (H, W) float32, in scene units along the optical axis; 0 where it is not known.
 
     Raises:
-        SidestepError: if the file is missing, damaged or no greyscale image of 16 bits.
+        SidestepError: if the file is missing, damaged or no greyscale image of 16 bits or of floats.
     """
     with open_image(source) as image:
+        if image.mode == "F":
+            depth = torch.from_numpy(np.array(image))
+            return depth.where(depth.isfinite() & (depth > 0), 0.0)
         if image.mode not in ("I;16", "I;16B", "I;16L", "I"):
             raise SidestepError(f"{source}: pixel format {image.mode!r}; a depth map is a greyscale PNG of 16 bits")
         return torch.from_numpy(np.array(image, dtype=np.float32) * np.float32(DEPTH_UNIT))
@@ -66,9 +116,16 @@ def write_mask(path: Path, mask: Tensor) -> None:
         Image.fromarray(mask.cpu().numpy().astype(np.uint8) * 255).save(temporary)
 
 
-def _find(scene: Path, folders: tuple[str, ...], name: str) -> Path | None:
+def png(image: Image.Image) -> bytes:
+    """The file of a map, for what is turned into one when it is read; compressed little, because it is not kept."""
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def _find(folders: list[Path], name: str) -> Path | None:
     for folder in folders:
         for file in (Path(name).with_suffix(".png"), Path(f"{name}.png")):
-            if (scene / folder / file).is_file():
-                return scene / folder / file
+            if (folder / file).is_file():
+                return folder / file
     return None

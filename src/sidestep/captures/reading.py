@@ -1,31 +1,42 @@
 """Captured scenes of any layout that Sidestep knows."""
 
+import re
 import warnings
 from pathlib import Path
 
-from sidestep.captures.colmap import find_model, read_colmap
-from sidestep.captures.mvimgnet import looks_like_scene, scene_folders
+from sidestep.captures.co3d import is_sequence
+from sidestep.captures.findings import listed
+from sidestep.captures.folders import hidden
+from sidestep.captures.layouts import looks_like_scene, megascenes_root, read_scene
+from sidestep.captures.packed import is_pack, read_pack
+from sidestep.captures.realestate10k import find_clips, own_clip
 from sidestep.captures.scene import Scene
-from sidestep.captures.transforms import read_transforms
 from sidestep.errors import SidestepError
+
+DEEPEST = 4  # levels below the given folder at which scenes may lie: archives, categories, scenes, and one to spare
 
 
 def read_captures(path: str | Path) -> list[Scene]:
     """The scenes at `path`, sorted by category, then by name.
 
     Args:
-        path: a transforms.json; a scene's folder (images/ and a COLMAP model, or a transforms.json; the model is read
-            where both are there); a folder of scenes; or a folder of categories of scenes (MVImgNet's layout), whose
-            names become the scenes' categories.
+        path: a scene's folder (images/ and a COLMAP model, or a transforms.json; the model is read where both are
+            there); a folder of scenes; a folder of categories of scenes (MVImgNet's layout), whose names become the
+            scenes' categories; any of these as CO3D, RealEstate10K, DTU, NeRF's synthetic scenes, DL3DV and MegaScenes
+            have them (docs/formats); or one transforms.json or RealEstate10K's file of cameras; or the folder or URL
+            of a pack (`sidestep pack`).
 
     Raises:
         SidestepError: if nothing is there, or nothing of it can be read. In a set of scenes, one that cannot be read
             is left out with a warning that names it: one bad scene in 200,000 must not stop a run of days. Photos that
             a scene lists but that are not there are named by a warning too, and the rest read.
     """
+    if is_pack(path):
+        return read_pack(path)
     folders = find_scenes(path)
     scenes: list[Scene] = []
     failures: list[SidestepError] = []
+    places: dict[str, Path] = {}
     for folder, category in folders:
         try:
             scene = read_scene(folder, category)
@@ -35,9 +46,13 @@ def read_captures(path: str | Path) -> list[Scene]:
             failures.append(error)
             warnings.warn(f"scene left out: {error}", stacklevel=2)
             continue
+        first = places.setdefault(scene.id, folder)
+        if first != folder:
+            warnings.warn(f"scene left out: {folder}: {first} is called {scene.id}, too; rename one", stacklevel=2)
+            continue
         scenes.append(scene)
         if scene.missing:
-            names = ", ".join(scene.missing)
+            names = listed(scene.missing)
             warnings.warn(f"scene {scene.id}: {len(scene.missing)} listed photos are missing: {names}", stacklevel=2)
     if not scenes:
         raise SidestepError(f"{path}: none of its {len(failures)} scenes can be read; the first: {failures[0]}")
@@ -56,25 +71,44 @@ def find_scenes(path: str | Path) -> list[tuple[Path, str | None]]:
     path = Path(path)
     if not path.exists():
         raise SidestepError(f"{path}: no such file or folder")
-    if path.is_file() or looks_like_scene(path):
+    if path.is_file():
         return [(path, None)]
-    scenes: list[tuple[Path, str | None]]
-    scenes = [(folder, None) for folder in sorted(path.iterdir()) if looks_like_scene(folder)]
-    scenes = scenes or [(folder, folder.parent.name) for folder in scene_folders(path)]
+    clips = find_clips(path)
+    if clips:
+        return [(clip, None) for clip in clips]
+    megascenes = megascenes_root(path)
+    if megascenes is None and looks_like_scene(path):
+        return [(path, None)]
+    scenes = _scenes_below(megascenes or path)
     if not scenes:
         raise SidestepError(
-            f"{path}: no scenes found; expected images/ with a COLMAP model in sparse/0, a transforms.json, or folders "
-            "of these, by category or not"
+            f"{path}: no scenes found; expected images/ with a COLMAP model in sparse/0, a transforms.json, another "
+            "layout of docs/formats, or folders of these, by category or not"
         )
     return scenes
 
 
-def read_scene(path: Path, category: str | None = None) -> Scene:
-    """The scene of a transforms.json, or of a folder with one or with images/ and a COLMAP model.
+def _scenes_below(path: Path) -> list[tuple[Path, str | None]]:
+    """The scenes of the highest level that has any, with their categories, sorted."""
+    level = [path]
+    for depth in range(1, DEEPEST + 1):
+        level = [folder for parent in level for folder in _subfolders(parent)]
+        scenes = [folder for folder in level if looks_like_scene(folder)]
+        if scenes:
+            named = ((folder, _category(folder) if depth > 1 or is_sequence(folder) else None) for folder in scenes)
+            return sorted(named, key=lambda scene: (scene[1] or "", scene[0].name, scene[0]))
+    return []
 
-    Raises:
-        SidestepError: naming the file, if it cannot be read.
-    """
-    if path.is_file() or (find_model(path) is None and (path / "transforms.json").is_file()):
-        return read_transforms(path, category)
-    return read_colmap(path, category)
+
+def _subfolders(folder: Path) -> list[Path]:
+    try:
+        return [path for path in folder.iterdir() if not hidden(path) and path.is_dir()]
+    except PermissionError:
+        return []
+
+
+def _category(scene: Path) -> str | None:
+    """What a scene's folder lies in, unless that only divides a data set: DL3DV's 3K/, MegaScenes' 001/, a split."""
+    name = scene.parent.name
+    divides = re.fullmatch(r"[0-9]+K", name) or (scene / "sparses").is_dir() or own_clip(scene) is not None
+    return None if divides or name == scene.name else name

@@ -89,7 +89,7 @@ class Scene:
     Attributes:
         name: the scene's folder.
         category: the category's folder, or None where the layout has none.
-        frames: sorted by name.
+        frames: in the order of their times or numbers where the format has any, and sorted by name where not.
         points: (N, 3) float32 surface points in the scene's world frame, or None.
         missing: names of photos that the scene's model lists but that are not there.
     """
@@ -122,8 +122,8 @@ def make_frame(
     lens: Lens,
     world_to_camera: Array,
     source: Path,
-    mask: Path | None = None,
-    depth: Path | None = None,
+    mask: Path | Stored | None = None,
+    depth: Path | Stored | None = None,
 ) -> Frame:
     """The frame of a photo that `source`, a scene's model file, describes by a lens and a pose.
 

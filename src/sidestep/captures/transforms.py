@@ -1,4 +1,4 @@
-"""transforms.json of nerfstudio and instant-ngp: read into frames or cameras, and written.
+"""transforms.json of nerfstudio, instant-ngp and NeRF's Blender scenes: read into frames or cameras, and written.
 
 Its poses are camera to world in OpenGL axes (x right, y up, z backward). They are turned into this package's
 convention here and nowhere else.
@@ -14,7 +14,9 @@ import torch
 
 from sidestep.cameras import Camera
 from sidestep.captures.colmap import check_names
+from sidestep.captures.folders import COPIES, Finder, natural
 from sidestep.captures.lens import Array, Lens
+from sidestep.captures.maps import Alpha
 from sidestep.captures.scene import Frame, Scene, make_frame
 from sidestep.errors import SidestepError
 from sidestep.files import write_json
@@ -23,21 +25,63 @@ from sidestep.images import stored_size
 _FLIP = np.diag((1.0, -1.0, -1.0, 1.0))  # OpenGL camera axes <-> OpenCV camera axes
 _PERSPECTIVE = (None, "SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV")
 _TOLERANCE = 2e-3  # of R R' = 1; instant-ngp's own files are off by up to about 1e-4 in scale
+BLENDER_FILES = ("transforms_train.json", "transforms_val.json", "transforms_test.json")
+_SUFFIXES = ("", ".png", ".jpg", ".jpeg")  # what a photo may be listed without
+_MOST_BYTES = 256 * 2**20  # of a file; 4000 frames take 4 MB
 
 
 def read_transforms(path: str | Path, category: str | None = None) -> Scene:
     """The scene that a transforms.json describes.
 
     Args:
-        path: the file, or its folder. Photos are looked for relative to the file, and with .png or .jpg added where
-            the file names them without.
+        path: the file, or its folder. Photos are looked for relative to the file, with .png, .jpg or .jpeg added where
+            the file names them without, and in images_2/, images_4/ or images_8/ where they are not in images/.
 
     Raises:
         SidestepError: naming the file and the frame, if it is damaged, a pose is no rigid motion, a lens is not
             supported, or none of its photos are there.
     """
     path = transforms_file(path)
+    frames, missing = _read_frames(path)
+    if not frames:
+        raise SidestepError(f"{path}: none of its {len(missing)} photos are there; put them beside it as it lists them")
+    ordered = tuple(frames[name] for name in sorted(frames))
+    return Scene(path.resolve().parent.name, category, ordered, None, tuple(sorted(missing)))
+
+
+def blender_files(folder: Path) -> list[Path]:
+    """The transforms_train.json, transforms_val.json and transforms_test.json that are in a folder, in this order."""
+    return [folder / name for name in BLENDER_FILES if (folder / name).is_file()]
+
+
+def read_blender(folder: Path, category: str | None = None) -> Scene:
+    """The scene of NeRF's synthetic layout: all photos of its train, val and test files, in this order.
+
+    The files divide the photos of one scene for a radiance field, which learns that scene alone. Here a scene is the
+    smallest thing that is divided, so all its photos belong together; one of the files alone is read by
+    `read_transforms`. Within a file frames are in the order of their numbers (r_2 before r_10).
+
+    Raises:
+        SidestepError: as `read_transforms`.
+    """
+    frames: dict[str, Frame] = {}
+    missing: list[str] = []
+    for path in blender_files(folder):
+        some, lacking = _read_frames(path)
+        doubled = sorted(frames.keys() & some.keys())
+        if doubled:
+            raise SidestepError(f"{path}: frame {doubled[0]} is in another file of the scene, too; keep one of them")
+        frames |= {name: some[name] for name in sorted(some, key=natural)}
+        missing += lacking
+    if not frames:
+        raise SidestepError(f"{folder}: none of the {len(missing)} photos of its transforms_*.json are there")
+    return Scene(folder.resolve().name, category, tuple(frames.values()), None, tuple(missing))
+
+
+def _read_frames(path: Path) -> tuple[dict[str, Frame], list[str]]:
+    """The frames of a file by name, and the names of those whose photos are missing, both in its own order."""
     data = _load(path)
+    finder = Finder()
     frames: dict[str, Frame] = {}
     missing: list[str] = []
     for index, entry in enumerate(data["frames"]):
@@ -45,17 +89,14 @@ def read_transforms(path: str | Path, category: str | None = None) -> Scene:
         if not isinstance(listed, str) or not listed:
             raise SidestepError(f"{path}: frame {index} has no file_path; every frame needs a photo")
         name = listed.removeprefix("./").removeprefix("images/")
-        photo = _find_photo(path.parent / listed)
+        photo = _find_photo(finder, path.parent, listed)
         if photo is None:
             missing.append(name)
             continue
         if name in frames:
             raise SidestepError(f"{path}: frame {name} is listed twice; keep one of them")
         frames[name] = _frame(path, data, entry, name, photo)
-    if not frames:
-        raise SidestepError(f"{path}: none of its {len(missing)} photos are there; put them beside it as it lists them")
-    ordered = tuple(frames[name] for name in sorted(frames))
-    return Scene(path.resolve().parent.name, category, ordered, None, tuple(sorted(missing)))
+    return frames, missing
 
 
 def frame_of_photo(path: str | Path, photo: Path) -> Frame | None:
@@ -78,8 +119,8 @@ def _frame(path: Path, data: dict[str, Any], entry: dict[str, Any], name: str, p
     width, height, orientation = stored_size(photo)
     shown = (height, width) if orientation >= 5 else (width, height)
     lens = _lens(path, name, {**data, **entry}, shown)
-    maps = _listed(path, entry, "mask_path"), _listed(path, entry, "depth_file_path")
-    return make_frame(name, photo, lens, _world_to_camera(path, name, entry), path, *maps)
+    mask, depth = _listed(path, entry, "mask_path"), _listed(path, entry, "depth_file_path")
+    return make_frame(name, photo, lens, _world_to_camera(path, name, entry), path, mask or Alpha.of(photo), depth)
 
 
 def _listed(path: Path, entry: dict[str, Any], key: str) -> Path | None:
@@ -164,6 +205,8 @@ def _intrinsics_entry(camera: Camera) -> dict[str, Any]:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise SidestepError(f"{path}: larger than {_MOST_BYTES // 2**20} MiB, which no list of cameras is")
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SidestepError(f"{path}: no such file") from None
@@ -176,9 +219,11 @@ def _load(path: Path) -> dict[str, Any]:
     return result
 
 
-def _find_photo(path: Path) -> Path | None:
-    candidates = (path, *(path.with_name(path.name + suffix) for suffix in (".png", ".jpg")))
-    return next((candidate for candidate in candidates if candidate.is_file()), None)
+def _find_photo(finder: Finder, folder: Path, listed: str) -> Path | None:
+    inside = listed.removeprefix("./")
+    copies = [f"{copy}/{inside.removeprefix('images/')}" for copy in COPIES[1:] if inside.startswith("images/")]
+    found = (finder.find(folder, name + suffix) for name in (listed, *copies) for suffix in _SUFFIXES)
+    return next((path for path in found if path is not None), None)
 
 
 def _world_to_camera(path: Path, name: str, entry: dict[str, Any]) -> Array:

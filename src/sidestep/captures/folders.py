@@ -1,0 +1,58 @@
+"""Files as they lie on people's disks: hidden ones, another case, smaller copies of the photos."""
+
+import re
+import unicodedata
+from pathlib import Path, PurePosixPath
+
+COPIES = ("images", "images_2", "images_4", "images_8")  # nerfstudio's and 3D Gaussian splatting's, the largest first
+
+
+def hidden(path: Path) -> bool:
+    """Whether a system made it for itself: .DS_Store, ._003.jpg, __MACOSX, Thumbs.db."""
+    return path.name.startswith(".") or path.name in ("__MACOSX", "Thumbs.db", "desktop.ini")
+
+
+def natural(name: str) -> str:
+    """Sorts as people count: runs of digits by their value, r_2.png before r_10.png."""
+    return re.sub(r"\d+", lambda digits: digits[0].zfill(20), name)
+
+
+class Finder:
+    """Finds files by the names that a model lists, where unpacking changed their case or their Unicode form.
+
+    A folder is listed at most once, and only where a file is not there under its exact name.
+    """
+
+    def __init__(self) -> None:
+        self._listings: dict[Path, dict[str, Path]] = {}
+
+    def find(self, folder: Path, name: str) -> Path | None:
+        """The file `name`, which may have folders in it, in a folder; or None."""
+        exact = folder / name
+        if exact.is_file():
+            return exact
+        found: Path | None = folder
+        for part in PurePosixPath(name).parts:
+            found = self._listing(found).get(_plain(part)) if found is not None else None
+        return found if found is not None and found.is_file() else None
+
+    def find_photo(self, scene: Path, name: str) -> Path | None:
+        """The file `name` of a scene's images/, or else of its images_2/, images_4/ or images_8/; or None."""
+        found = (self.find(scene / folder, name) for folder in COPIES)
+        return next((path for path in found if path is not None), None)
+
+    def _listing(self, folder: Path) -> dict[str, Path]:
+        if folder not in self._listings:
+            listing: dict[str, Path] = {}
+            doubled: set[str] = set()
+            for path in folder.iterdir() if folder.is_dir() else ():
+                if not hidden(path):
+                    key = _plain(path.name)
+                    doubled |= {key} & listing.keys()
+                    listing[key] = path
+            self._listings[folder] = {key: path for key, path in listing.items() if key not in doubled}
+        return self._listings[folder]
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()

@@ -1,0 +1,68 @@
+"""The points of a PLY file."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sidestep.captures.lens import Array
+from sidestep.errors import SidestepError
+
+_TYPES = {
+    "char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1", "short": "i2", "int16": "i2", "ushort": "u2",
+    "uint16": "u2", "int": "i4", "int32": "i4", "uint": "u4", "uint32": "u4", "float": "f4", "float32": "f4",
+    "double": "f8", "float64": "f8",
+}  # fmt: skip
+_ORDERS = {"binary_little_endian": "<", "binary_big_endian": ">", "ascii": "="}
+_MOST_HEADER = 2**16  # bytes
+
+
+def read_ply(path: Path, most: int) -> Tensor:
+    """The vertices of a PLY, (N, 3) float32, evenly thinned to `most`; what is not finite is left out.
+
+    Raises:
+        SidestepError: if the file is no PLY, is cut short, or does not begin with vertices that have x, y and z.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise SidestepError(f"{path}: cannot be read ({error.strerror})") from None
+    end = data.find(b"end_header", 0, _MOST_HEADER)
+    start = data.find(b"\n", end) + 1
+    lines = [line.split() for line in data[: max(end, 0)].decode("ascii", errors="replace").splitlines()]
+    try:
+        order = next(_ORDERS[line[1]] for line in lines if line[:1] == ["format"])
+        elements = [index for index, line in enumerate(lines) if line[:1] == ["element"]]
+        name, count = lines[elements[0]][1], int(lines[elements[0]][2])
+        stop = elements[1] if len(elements) > 1 else len(lines)
+        properties = [line for line in lines[elements[0] + 1 : stop] if line[:1] == ["property"]]
+        row = np.dtype([(field, order + _TYPES[kind]) for _, kind, field in properties])
+        if lines[0] != ["ply"] or name != "vertex" or not {"x", "y", "z"} <= set(row.names or ()) or start == 0:
+            raise ValueError
+    except (StopIteration, IndexError, KeyError, ValueError):
+        raise SidestepError(f"{path}: not a PLY that begins with vertices of x, y and z; export it again") from None
+    # The shortest row of text is a digit and a space or newline a number.
+    smallest = 2 * len(properties) if order == "=" else row.itemsize
+    if not 0 <= count * smallest <= len(data) - start + 1:
+        raise SidestepError(f"{path}: cut short or damaged: {count} vertices do not fit in it; export it again")
+    step = max(1, -(-count // most))
+    if order == "=":
+        points = _text_points(path, data[start:], row, count)[::step]
+    else:
+        table = np.frombuffer(data, row, count, start)[::step]
+        points = np.stack([table[axis].astype(np.float64) for axis in "xyz"], axis=1)
+    kept = points[np.isfinite(points).all(axis=1)]
+    return torch.from_numpy(kept.astype(np.float32))
+
+
+def _text_points(path: Path, body: bytes, row: np.dtype[np.void], count: int) -> Array:
+    columns = [list(row.names or ()).index(axis) for axis in "xyz"]
+    lines = body.split(b"\n", count)[:count]
+    try:
+        points = np.array([[float(line.split()[column]) for column in columns] for line in lines], dtype=np.float64)
+    except (ValueError, IndexError):
+        raise SidestepError(f"{path}: a vertex is no row of numbers; export it again") from None
+    if len(points) < count:
+        raise SidestepError(f"{path}: cut short: {len(points)} of {count} vertices; export it again")
+    return points.reshape(-1, 3)
