@@ -70,7 +70,7 @@ class Storage:
                 raise SidestepError(f"{self.locate(name)}: cannot be read ({error.strerror})") from None
         with _asking(self.locate(name)):
             system, path = url_to_fs(self.locate(name))
-            data: bytes = system.cat_file(path, start or None, None if size is None else start + size)
+            data: bytes = system.cat_file(path, start=start or None, end=None if size is None else start + size)
         if size is not None and len(data) > size:
             raise SidestepError(f"{self.locate(name)}: the server sends whole files only, not parts; copy the folder")
         return data
@@ -83,7 +83,7 @@ class Storage:
             with _asking(self.locate(name)):
                 system, path = url_to_fs(self.locate(name))
                 return int(system.info(path)["size"])
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def names(self) -> list[str]:
