@@ -17,7 +17,7 @@ def furniture() -> Path:
 
 @dataclass
 class Rig:
-    """Known cameras about the origin, in OpenCV's axes, pixel centres at +0.5, for tests that write a format and read it.
+    """Known cameras about the origin, for tests that write a format and read it: OpenCV's axes, pixel centres at +0.5.
 
     They are plain arithmetic, so that a reader is held against something that it does not share code with.
     """

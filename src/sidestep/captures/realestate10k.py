@@ -107,8 +107,10 @@ def _cameras(path: Path) -> list[tuple[str, int, list[float]]]:
             time, values = int(fields[0]), [float(field) for field in fields[1:]]
         except ValueError:
             raise SidestepError(f"{where}: not a row of numbers; download the file again") from None
-        if len(fields) != _NUMBERS or not all(math.isfinite(value) for value in values):
-            raise SidestepError(f"{where}: {len(fields)} numbers, of which all must be finite; a camera has {_NUMBERS}")
+        if len(fields) != _NUMBERS:
+            raise SidestepError(f"{where}: {len(fields)} numbers; a camera has {_NUMBERS}; download the file again")
+        if not all(math.isfinite(value) for value in values):
+            raise SidestepError(f"{where}: a number that is not finite; remove the line")
         if time in cameras:
             raise SidestepError(f"{where}: the time {time} comes twice; remove one of the lines")
         cameras[time] = (where, time, values)
