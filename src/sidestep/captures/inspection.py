@@ -3,7 +3,8 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from sidestep.captures.findings import KINDS, Finding, Severity, listed
 from sidestep.captures.folders import hidden
 from sidestep.captures.layouts import megascenes_root, read_scene, scene_name
 from sidestep.captures.maps import MASK_SETS
+from sidestep.captures.packed import is_pack, read_pack
 from sidestep.captures.pairs import paper_pairs
 from sidestep.captures.reading import find_scenes
 from sidestep.captures.scene import Scene
@@ -173,15 +175,15 @@ def inspect_captures(
     Raises:
         SidestepError: if nothing is there, or nothing that looks like a scene.
     """
-    places = find_scenes(path)
+    places = _places(path)
     scenes: list[InspectedScene] = []
-    findings = list(_not_scenes(Path(path), [folder for folder, _ in places]))
+    findings = [] if is_pack(path) else list(_not_scenes(Path(path), [folder for folder, _, _ in places]))
     seen: dict[bytes, tuple[str, str]] = {}
     models: dict[str, list[str]] = {}
     first_of: dict[str, Path] = {}
-    for done, (folder, category) in enumerate(places, start=1):
+    for done, (folder, category, read) in enumerate(places, start=1):
         try:
-            scene = read_scene(folder, category)
+            scene = read()
         except SidestepError as error:
             name = scene_name(folder)
             scene_id = f"{category}/{name}" if category else name
@@ -208,6 +210,13 @@ def inspect_captures(
             findings.append(Finding("same-model", ids[0], str(path), message))
     findings.sort(key=lambda finding: (SEVERITIES.index(finding.severity), list(KINDS).index(finding.kind)))
     return Inspection(Path(path), tuple(scenes), tuple(findings), photos)
+
+
+def _places(path: str | Path) -> list[tuple[Path, str | None, Callable[[], Scene]]]:
+    """Where the scenes are, each with its category and what reads it; a pack's are told by where they lie in it."""
+    if is_pack(path):
+        return [(Path(path, scene.id), scene.category, partial(replace, scene)) for scene in read_pack(path)]
+    return [(folder, category, partial(read_scene, folder, category)) for folder, category in find_scenes(path)]
 
 
 def _facts(scene: Scene, arrangement: Arrangement) -> SceneFacts:

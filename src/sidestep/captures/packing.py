@@ -8,6 +8,7 @@ import tarfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
@@ -39,13 +40,29 @@ CHECKSUMS = "SHA256SUMS"
 _SUFFIXES = frozenset((*SUFFIXES, ".bmp", ".tif", ".tiff"))
 
 
+@dataclass(frozen=True)
+class Packed:
+    """A pack that is whole.
+
+    Attributes:
+        pack: its folder or URL.
+        bytes: of its shards.
+    """
+
+    pack: str
+    shards: int
+    scenes: int
+    frames: int
+    bytes: int
+
+
 def pack_captures(
     scenes: Sequence[Scene],
     out: str | Path,
     *,
     frames_per_shard: int = 1000,
     progress: Callable[[int, int], None] | None = None,
-) -> Storage:
+) -> Packed:
     """Packs `scenes` into `out`; run again with the same arguments to resume. The same scenes give the same bytes.
 
     Photos, masks and depth maps go in as the bytes that they are: nothing is decoded, so that a damaged photo is in the
@@ -55,9 +72,6 @@ def pack_captures(
         out: a folder, or a URL that fsspec can write to.
         frames_per_shard: a shard is closed once it has so many; scenes are not divided.
         progress: called with (frames done, frames in all).
-
-    Returns:
-        Where the pack is.
 
     Raises:
         SidestepError: if `out` holds anything else, or a pack of other scenes or another size; if a file cannot be
@@ -75,12 +89,13 @@ def pack_captures(
         "shards": [_digest(run) for run in runs],
     }
     _claim(storage, plan)
-    done, sums = 0, []
+    done, size, sums = 0, 0, []
     for number, run in enumerate(runs):
         index = _finished(storage, plan, number)
         if index is None:
             _write_shard(storage, number, run, plan["shards"][number], _from(progress, done, plan["frames"]))
             index = read_index(storage, plan, number)
+        size += index.size
         done += sum(len(scene.frames) for scene in run)
         if progress is not None:
             progress(done, plan["frames"])
@@ -88,7 +103,7 @@ def pack_captures(
         sums.append(f"{index.sha256}  {index.shard}\n{sha256}  {index_name(number)}\n")
     with storage.writing(CHECKSUMS) as temporary:
         temporary.write_text("".join(sums), encoding="ascii")
-    return storage
+    return Packed(str(storage), len(runs), plan["scenes"], plan["frames"], size)
 
 
 def _from(progress: Callable[[int, int], None] | None, done: int, total: int) -> Callable[[], None]:

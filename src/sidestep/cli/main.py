@@ -17,6 +17,7 @@ from rich.markup import escape
 from sidestep.cli.app import app as page
 from sidestep.cli.capture import inspect as inspect_captures
 from sidestep.cli.evaluate import evaluate
+from sidestep.cli.pack import pack
 from sidestep.cli.terminal import Debug, Json, Manners, Quiet, answer, console, manners, set_up, spinner
 from sidestep.cli.training import encode, pretrain, train
 from sidestep.cli.view import view
@@ -154,6 +155,10 @@ app.command(rich_help_panel=MODELS, epilog=_examples("sidestep train experiment.
 app.command(rich_help_panel=MODELS, epilog=_examples("sidestep pretrain prior.yaml data=pictures out=prior-run"))(
     mannered(pretrain, RESUME)
 )
+app.command(
+    rich_help_panel=DATA,
+    epilog=_examples("sidestep pack captures pack", "sidestep pack captures s3://bucket/captures"),
+)(mannered(pack, RESUME))
 app.command(rich_help_panel=DATA, epilog=_examples("sidestep evaluate --data captures --model bundled --out report"))(
     mannered(evaluate)
 )
