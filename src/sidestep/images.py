@@ -65,7 +65,9 @@ def stored_size(path: Source) -> tuple[int, int, int]:
         return image.width, image.height, _orientation(image)
 
 
-def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
+def resize_and_crop(
+    image: Image.Image, size: int, resample: Image.Resampling = Image.Resampling.LANCZOS
+) -> Image.Image:
     """The centre `size` x `size` of the image, its shorter side scaled to `size` first.
 
     `Camera.resize_and_crop` is the same geometry for its camera.
@@ -76,7 +78,7 @@ def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
     # The square alone is scaled: all of a photo of one row would become a picture of millions of pixels.
     across, down = image.width / width, image.height / height
     box = (left * across, top * down, (left + size) * across, (top + size) * down)
-    return image.resize((size, size), Image.Resampling.LANCZOS, box=box)
+    return image.resize((size, size), resample, box=box)
 
 
 def to_tensor(image: Image.Image) -> Tensor:
