@@ -98,12 +98,22 @@ def perceptual_distance(features: ImageFeatures, a: Tensor, b: Tensor) -> Tensor
     return stage_distance(features.stages(a), features.stages(b))
 
 
-def stage_distance(a: list[Tensor], b: list[Tensor]) -> Tensor:
-    """`perceptual_distance` of pictures whose stages are at hand: (B,)."""
-    distances = [
-        (functional.normalize(left, dim=1) - functional.normalize(right, dim=1)).square().sum(1).mean((1, 2))
-        for left, right in zip(a, b, strict=True)
-    ]
+def stage_distance(a: list[Tensor], b: list[Tensor], within: Tensor | None = None) -> Tensor:
+    """`perceptual_distance` of pictures whose stages are at hand: (B,).
+
+    Args:
+        within: (B, H, W) of the pictures' size, bool: the part of each that counts, at least one pixel. A place of a
+            stage counts by its share of that part; it has seen some of the picture around it too.
+    """
+    distances = []
+    for left, right in zip(a, b, strict=True):
+        places = (functional.normalize(left, dim=1) - functional.normalize(right, dim=1)).square().sum(1)
+        if within is None:
+            distances.append(places.mean((1, 2)))
+            continue
+        height, width = places.shape[1:]
+        weight = functional.adaptive_avg_pool2d(within.to(places.dtype)[:, None], (height, width))[:, 0]
+        distances.append((places * weight).sum((1, 2)) / weight.sum((1, 2)))
     return torch.stack(distances).mean(0)
 
 
