@@ -1,6 +1,9 @@
 """A miniature model on disk, and no network."""
 
+import importlib.util
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from urllib.error import URLError
 
@@ -50,3 +53,16 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny-model")
     NovelViewPipeline(tunet, vae, unet, scheduler).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def room() -> ModuleType:
+    """The module `room.py` beside this file: a room with exact depth maps and masks."""
+    path = Path(__file__).with_name("room.py")
+    spec = importlib.util.spec_from_file_location("room", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["room"] = module  # where dataclasses look for their annotations
+    spec.loader.exec_module(module)
+    return module

@@ -109,7 +109,7 @@ def floor_homography(images: Tensor, reference: Camera, target: Camera, plane: T
     Returns:
         (B, 3, S, S).
     """
-    return _sampled(images, _places(reference, target, _floor_nearness(target, plane))[0])
+    return sampled(images, _places(reference, target, _floor_nearness(target, plane))[0])
 
 
 def point_warp(images: Tensor, reference: Camera, target: Camera, points: Tensor, plane: Tensor | None) -> Tensor:
@@ -147,14 +147,14 @@ def _warped(image: Tensor, reference: Camera, target: Camera, points: Tensor, pl
     back_places, back_nearness = _places(reference, target, behind)
 
     def visible(places: Tensor, nearness: Tensor) -> Tensor:
-        return nearness >= _sampled(before[None, None], places[None], "nearest")[0, 0] * (1 - _BEHIND)
+        return nearness >= sampled(before[None, None], places[None], "nearest")[0, 0] * (1 - _BEHIND)
 
     # Where both layers lie at one place of the reference, it shows the right thing whichever it is.
     same = (front_places - back_places).norm(dim=-1) < 1
     front_known = (visible(front_places, front_nearness) & (inside > 0.5)) | same
     back_known = visible(back_places, back_nearness) | same
-    front = _filled(_sampled(image, front_places[None]), front_known[None, None])
-    back = _filled(_sampled(image, back_places[None]), back_known[None, None])
+    front = filled(sampled(image, front_places[None]), front_known[None, None])
+    back = filled(sampled(image, back_places[None]), back_known[None, None])
     return torch.lerp(back, front, inside.to(image.dtype))
 
 
@@ -215,14 +215,14 @@ def _grown(mask: Tensor, radius: float) -> Tensor:
     return F.conv2d(mask[None, None].float(), disc[None, None], padding=reach)[0, 0] > 0.5
 
 
-def _filled(image: Tensor, known: Tensor) -> Tensor:
+def filled(image: Tensor, known: Tensor) -> Tensor:
     """The picture (1, 3, H, W) with what is not known, (1, 1, H, W), blurred in from the known around it."""
     if bool(known.all()) or image.shape[-2:] == (1, 1):
         return image
     weight = known.to(image.dtype)
     halved = F.avg_pool2d(weight, 2, ceil_mode=True)
     coarse = F.avg_pool2d(image * weight, 2, ceil_mode=True) / halved.clamp_min(1e-6)
-    coarse = F.interpolate(_filled(coarse, halved > 0), image.shape[-2:], mode="bilinear")
+    coarse = F.interpolate(filled(coarse, halved > 0), image.shape[-2:], mode="bilinear")
     return torch.where(known, image, coarse)
 
 
@@ -251,7 +251,7 @@ def _places(reference: Camera, target: Camera, nearness: Tensor) -> tuple[Tensor
     return pixels, nearness / seen.norm(dim=-1)
 
 
-def _sampled(images: Tensor, pixels: Tensor, mode: str = "bilinear") -> Tensor:
+def sampled(images: Tensor, pixels: Tensor, mode: str = "bilinear") -> Tensor:
     """The pictures (B, C, S, S) at (B, S, S, 2) pixels, continued past their borders."""
     grid = 2 * pixels / images.shape[-1] - 1
     return F.grid_sample(images, grid.to(images), mode, padding_mode="border", align_corners=False)
