@@ -86,21 +86,24 @@ def evaluate(
         )
     page = str(out / "report.html")
     if manners.json:
-        figures = {
+        estimates = {
             row: {subset: {name: asdict(figure) for name, figure in found.items()} for subset, found in subsets.items()}
             for row, subsets in results.estimates.items()
         }
-        report({"report": page, "missing": results.missing, "estimates": figures})
+        report({"report": page, "missing": results.missing, "not_finite": results.not_finite, "estimates": estimates})
         return
-    table = Table("", *(figure.title for figure in results.figures))
+    figures = [figure for figure in results.figures if not figure.part]  # those of parts are in the report
+    table = Table("", *(figure.title for figure in figures))
     for row in results.rows:
         found = results.estimates[row.name]["all"]
-        cells = [f"{found[f.name].value:.{f.digits}f}" if f.name in found else "" for f in results.figures]
+        cells = [f"{found[f.name].value:.{f.digits}f}" if f.name in found else "" for f in figures]
         table.add_row(escape(row.title) + (" †" if row.uses_target else ""), *cells)
     results_console = Console()
     if not results_console.is_terminal:
         results_console.width = UNBOUNDED  # else rich cuts the table at 80 columns
     results_console.print(table)
+    for name, count in results.not_finite.items():
+        console.print(f"{escape(name)}: {count} views hold NaN or infinity and are left out", highlight=False)
     for title, reason in results.missing.items():
         console.print(f"{title}: missing; {escape(reason)}", highlight=False)
     report({"report": page})

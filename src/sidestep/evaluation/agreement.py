@@ -1,8 +1,8 @@
-"""Whether two synthesised views of one scene show the same thing: known points of the scene, compared by colour.
+"""Whether two synthesised views of one scene show the same thing: places of the scene, compared by colour.
 
-Two views can each look right and still disagree, which a video shows as flicker. Points that a reconstruction found are
-projected into both views by the true cameras, and the colours there compared. Blur makes any two views agree, so the
-figure says nothing without the views' sharpness beside it.
+Two views can each look right and still disagree, which a video shows as flicker. Places that both true cameras see, by
+their depth maps or as points that a reconstruction found, are looked up in both views, and the colours there compared.
+Blur makes any two views agree, so the figure says nothing without the views' sharpness beside it.
 """
 
 import torch
@@ -10,7 +10,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from sidestep.cameras import Camera
+from sidestep.evaluation.depth import matched
+from sidestep.evaluation.results import Figure
 
+AGREEMENT = Figure("agreement", "Agreement (dB)", "higher", 2)
 TOLERANCE = 0.1  # of pictures in [-1, 1]: what shading and rounding may change between two photos of one point
 
 Pixels = tuple[Tensor, Tensor]
@@ -38,12 +41,28 @@ def shared_points(points: Tensor, cameras: Camera, photos: Tensor, tolerance: fl
     return kept[0, same], kept[1, same]
 
 
-def agreement(views: Tensor, pixels: Pixels) -> float | None:
-    """PSNR in dB between two views' colours at the same points, or None where there is no point.
+def shared_pixels(depths: Tensor, cameras: Camera) -> Pixels:
+    """Where places that two cameras both see lie in each, by their true depth maps: all pixels of the first that the
+    second sees, and all of the second that the first sees, but for those at outlines, where colours are mixed.
 
     Args:
-        views: (2, 3, H, W) in [-1, 1], of the cameras that `shared_points` was given.
-        pixels: of `shared_points`.
+        depths: (2, H, W), along the optical axes, in the unit of the cameras' world; 0 where not known.
+        cameras: two, batched, of that size.
+
+    Returns:
+        Pixels in the first and in the second, (M, 2) each; M may be 0.
+    """
+    first, second = matched(depths[0], depths[1], cameras[0], cameras[1])
+    back_second, back_first = matched(depths[1], depths[0], cameras[1], cameras[0])
+    return torch.cat([first, back_first]), torch.cat([second, back_second])
+
+
+def agreement(views: Tensor, pixels: Pixels) -> float | None:
+    """PSNR in dB between two views' colours at the same places, or None where there is no place.
+
+    Args:
+        views: (2, 3, H, W) in [-1, 1], of the cameras that the pixels were found for.
+        pixels: of `shared_points` or `shared_pixels`.
     """
     if len(pixels[0]) == 0:
         return None

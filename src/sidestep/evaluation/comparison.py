@@ -66,14 +66,32 @@ def estimate_of(results: Results, row: str, figure: Figure, subset: str = "all")
 
 
 def pairs_without_picture(results: Results, row: str, subset: str = "all") -> int:
-    """How many pairs of the subset the row has no value for at all; 0 for a row without values a pair."""
-    columns = list(results.values.get(row, {}).values())
+    """How many pairs of the subset the row has no value for at all, though others have one of the same figures; 0 for
+    a row without values a pair.
+    """
+    columns = results.values.get(row, {})
     if not columns:
         return 0
     return sum(
-        subset in pair.subsets and all(column[index] is None for column in columns)
+        subset in pair.subsets
+        and all(column[index] is None for column in columns.values())
+        and any(_is_measured(results, figure, index) for figure in columns)
         for index, pair in enumerate(results.pairs)
     )
+
+
+def measured_pairs(results: Results, figure: Figure, subset: str = "all") -> int:
+    """How many pairs of the subset a figure speaks of: those that any row has a value for, or all for one of whole
+    sets.
+    """
+    return sum(
+        subset in pair.subsets and (not figure.per_pair or _is_measured(results, figure.name, index))
+        for index, pair in enumerate(results.pairs)
+    )
+
+
+def _is_measured(results: Results, figure: str, index: int) -> bool:
+    return any(figure in columns and columns[figure][index] is not None for columns in results.values.values())
 
 
 def best_rows(results: Results, rows: Sequence[Row], figure: Figure, subset: str = "all") -> list[Row]:

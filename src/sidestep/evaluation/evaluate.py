@@ -4,9 +4,8 @@ import datetime
 import platform
 import resource
 import sys
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,28 +15,32 @@ from PIL import Image
 from torch import Tensor
 
 from sidestep.cameras import Camera
-from sidestep.captures import Scene, read_captures
+from sidestep.captures import read_captures
 from sidestep.captures.pairs import write_pairs
 from sidestep.captures.splits import Split
 from sidestep.errors import SidestepError
-from sidestep.evaluation.baselines import BestBlur, blurred, floor_homography, floor_plane, point_warp
+from sidestep.evaluation.agreement import AGREEMENT, Pixels, agreement, shared_pixels, shared_points
+from sidestep.evaluation.baseline_rows import BASELINES, BLUR, PHOTOS, baseline_views
+from sidestep.evaluation.baselines import BestBlur
 from sidestep.evaluation.comparison import choose_main_row
-from sidestep.evaluation.gallery import COLUMNS, SIDE, first_sheet
-from sidestep.evaluation.metrics import Metrics, Targets
+from sidestep.evaluation.gallery import COLUMNS, PARTS_COLUMN, SIDE, first_sheet, mark_parts
+from sidestep.evaluation.maps import PairMaps, load_depth, measured_parts
+from sidestep.evaluation.metrics import GRADIENT, HIGHEST_PSNR, Metrics, Targets
 from sidestep.evaluation.predictions import Predictions
 from sidestep.evaluation.protocol import (
     DISTANCES,
     PROTOCOLS,
     PairOfFrames,
     ProtocolName,
+    frame_beside,
     held_out_pairs,
     listed_pairs,
     pairs_of_frames,
     wrong_partners,
 )
 from sidestep.evaluation.report import write_report
-from sidestep.evaluation.results import SUBSETS, Difference, Estimate, Group, Results, Row
-from sidestep.evaluation.rows import Batch, Model, by_group
+from sidestep.evaluation.results import PARTS, SUBSETS, Difference, Estimate, Group, Results, Row
+from sidestep.evaluation.rows import Batch, Model, by_group, relative_cameras
 from sidestep.evaluation.statistics import bootstrap, paired_difference
 from sidestep.files import atomic_path, make_folder
 from sidestep.images import resize_and_crop, to_image, to_tensor
@@ -45,19 +48,9 @@ from sidestep.pipeline import NovelViewPipeline
 
 GROUPS: tuple[Group, ...] = ("baseline", "model", "option", "limit")
 
-COPY = Row("copy", "reference copied", "baseline")
-BLUR = Row(
-    "blurred", "reference blurred", "baseline", note="By the one Gaussian that scores the best PSNR on this very list."
-)
-FLOOR = Row("floor", "floor homography", "baseline", note="All that the reference shows is taken to lie on the floor.")
-POINTS = Row(
-    "points",
-    "warp by known points",
-    "baseline",
-    note="Distances come from the scene's points, which no method is given.",
-)
-
-BASELINES = (COPY, BLUR, FLOOR, POINTS)
+# Rows that make a second view of each pair, of the next camera, to be compared with the first.
+AGREEING = {row.name for row in BASELINES} | {"coarse", "variance", "addition", "auto"}
+LEAST_SHARED = 20  # places that two views must share for their agreement to count
 
 # Differences that say what a part is worth, besides the main row's against every other.
 COMPARED = (("coarse", "blurred"), ("coarse", "coarse-wrong-camera"), ("variance", "addition"))
@@ -120,11 +113,11 @@ def evaluate(
     pipe = NovelViewPipeline.from_pretrained(model, prior=prior, device=device)
     shown = Model(pipe.prior, pipe.tunet, steps, seed)
     for name in predictions or {}:
-        taken = {maker.row.name for maker in by_group(shown, GROUPS)} | {row.name for row in BASELINES}
-        if name in taken | {"reference", "target"}:
+        taken = {maker.row.name for maker in by_group(shown, GROUPS)} | {row.name for row in (*BASELINES, PHOTOS)}
+        if name in taken | {"reference", "target", PARTS_COLUMN}:
             raise SidestepError(f"predictions {name!r} is the name of another row; give it one of its own")
     others = [Predictions(name, folder, len(every)) for name, folder in (predictions or {}).items()]
-    metrics = Metrics(pipe.device, rules.sizes, weights)
+    metrics = Metrics(pipe.device, rules.sizes, weights, _parts(every))
     run = _Run(every, shown, metrics, groups, others)
     about = {
         "Model": str(model),
@@ -163,7 +156,7 @@ class _Run:
         self.makers = by_group(model, groups)
         self.prediction_rows = [Row(each.name, each.name, "predictions") for each in predictions]
         self.declared = [
-            *(BASELINES if "baseline" in groups else ()),
+            *((*BASELINES, PHOTOS) if "baseline" in groups else ()),
             *(maker.row for maker in self.makers),
             *self.prediction_rows,
         ]
@@ -172,6 +165,11 @@ class _Run:
         self.size = model.prior.image_size
         self.seconds: dict[str, float] = defaultdict(float)
         self.values: dict[str, dict[str, list[float | None]]] = {}
+        self.shares: dict[int, dict[str, float]] = {}
+        self.not_finite: dict[str, int] = {}
+        self.sigma = 0.0
+        self.figures = list(metrics.figures)
+        self.figures.insert(self.figures.index(GRADIENT) + 1, AGREEMENT)
 
     def __call__(
         self,
@@ -181,28 +179,108 @@ class _Run:
         seed: int,
         progress: Callable[[int, int], None] | None,
     ) -> Results:
-        sigma = self._best_blur(batch_size) if "baseline" in self.groups else 0.0
+        self.sigma = self._best_blur(batch_size) if "baseline" in self.groups else 0.0
         partners = wrong_partners(self.pairs, seed)
         done = 0
         for start in range(0, len(self.pairs), batch_size):
             chosen = self.pairs[start : start + batch_size]
             references, targets = (self._photos(chosen, which) for which in ("reference", "target"))
-            truth = self.metrics.target(targets, references, [pair.position for pair in chosen])
+            maps = [PairMaps.load(pair, self.size) for pair in chosen]
+            positions = [pair.position for pair in chosen]
+            truth = self.metrics.target(targets, references, positions, measured_parts(maps))
             batch = self._batch(chosen, partners, (references, targets), truth)
             _keep(pictures / "reference", chosen, references)
             _keep(pictures / "target", chosen, targets)
-            for row, members, views in self._rows(chosen, references, batch, sigma):
+            for pair, photo, own in zip(chosen, targets, maps, strict=True):
+                if own.parts:
+                    _keep(pictures / PARTS_COLUMN, [pair], mark_parts(photo, own.parts)[None])
+            self.shares |= {pair.position: own.shares for pair, own in zip(chosen, maps, strict=True)}
+            firsts: dict[str, dict[int, Tensor]] = {}
+            for row, members, views, seconds in self._rows(chosen, references, maps, batch):
+                if seconds:
+                    self.seconds[row.name] += seconds
+                members, views = self._finite(row, members, views)
+                if not members:
+                    continue
                 positions = [pair.position for pair in members]
                 for figure, values in self.metrics.compare(row.name, views, truth, positions).items():
-                    column = self.values.setdefault(row.name, {}).setdefault(figure, [None] * len(self.pairs))
-                    for position, value in zip(positions, values, strict=True):
-                        column[position] = value
+                    self._note(row, figure, dict(zip(positions, values, strict=True)))
+                if row.name in AGREEING:
+                    firsts[row.name] = dict(zip(positions, views, strict=True))
                 if row.name in COLUMNS or row.group == "predictions":
                     _keep(pictures / row.name, members, views)
+            self._agree(chosen, references, targets, maps, batch, firsts)
             done += len(chosen)
             if progress is not None:
                 progress(done, len(self.pairs))
-        return self._results(about, sigma, seed)
+        return self._results(about, seed)
+
+    def _note(self, row: Row, figure: str, values: Mapping[int, float | None]) -> None:
+        """Keeps a row's values of a figure, by the pairs' positions."""
+        column = self.values.setdefault(row.name, {}).setdefault(figure, [None] * len(self.pairs))
+        for position, value in values.items():
+            column[position] = value
+
+    def _finite(self, row: Row, members: list[PairOfFrames], views: Tensor) -> tuple[list[PairOfFrames], Tensor]:
+        """Without the views that hold NaN or infinity, which are counted."""
+        finite = views.isfinite().flatten(1).all(1)
+        lost = int((~finite).sum())
+        if lost:
+            self.not_finite[row.name] = self.not_finite.get(row.name, 0) + lost
+        return [pair for pair, good in zip(members, finite.tolist(), strict=True) if good], views[finite]
+
+    def _agree(
+        self,
+        pairs: list[PairOfFrames],
+        references: Tensor,
+        targets: Tensor,
+        maps: list[PairMaps],
+        batch: Batch,
+        firsts: dict[str, dict[int, Tensor]],
+    ) -> None:
+        """How far rows' views agree with their views for the next cameras.
+
+        Args:
+            firsts: row -> pair's position -> its view, (3, S, S).
+        """
+        # A pair without a next camera keeps its place in the batch, and is looked past.
+        beside = [replace(pair, target=frame_beside(pair) or pair.target) for pair in pairs]
+        photos = self._photos(beside, "target")
+        shared: dict[int, Pixels] = {}
+        for pair, next_one, own, both in zip(pairs, beside, maps, zip(targets, photos, strict=True), strict=True):
+            if next_one.target is pair.target:
+                continue
+            pixels = self._shared(pair, next_one, own.target_depth, torch.stack(both))
+            if pixels is not None and len(pixels[0]) >= LEAST_SHARED:
+                shared[pair.position] = pixels
+        if not shared:
+            return
+
+        def measure(row: Row, first: Mapping[int, Tensor], second: Mapping[int, Tensor]) -> None:
+            found = {}
+            for position in shared.keys() & first.keys() & second.keys():
+                views = torch.stack([first[position], second[position]]).clamp(-1.0, 1.0)
+                value = agreement(views, shared[position])
+                found[position] = None if value is None else min(value, HIGHEST_PSNR)
+            self._note(row, AGREEMENT.name, found)
+
+        positions = [pair.position for pair in pairs]
+        if "baseline" in self.groups:
+            measure(PHOTOS, dict(zip(positions, targets, strict=True)), dict(zip(positions, photos, strict=True)))
+        second = batch.towards(relative_cameras(beside, self.size)[1], photos)
+        for row, members, views, _ in self._rows(beside, references, maps, second, AGREEING):
+            if row.name in firsts:
+                seconds = {pair.position: view for pair, view in zip(members, views, strict=True)}
+                good = {position: view for position, view in seconds.items() if bool(view.isfinite().all())}
+                measure(row, firsts[row.name], good)
+
+    def _shared(self, pair: PairOfFrames, beside: PairOfFrames, depth: Tensor | None, photos: Tensor) -> Pixels | None:
+        """Where the target and the frame beside it show the same places; None where nothing tells it."""
+        cameras = Camera.stack([each.target.camera.resize_and_crop(self.size) for each in (pair, beside)])
+        other = load_depth(beside.target, self.size) if depth is not None else None
+        if depth is not None and other is not None:
+            return shared_pixels(torch.stack([depth, other]), cameras)
+        return None if pair.scene.points is None else shared_points(pair.scene.points, cameras, photos)
 
     def _photos(self, pairs: Sequence[PairOfFrames], which: str) -> Tensor:
         """(B, 3, S, S) in [-1, 1]."""
@@ -222,49 +300,32 @@ class _Run:
         others = [self.pairs[partners[pair.position]] for pair in pairs]
         return Batch.of_pairs(self.model, pairs, others, photos, lambda views: self.metrics.distance(views, truth))
 
-    def _cameras(self, scene: Scene) -> Camera:
-        """All of a scene's cameras, of pictures as the model sees them."""
-        return Camera.stack([frame.camera.resize_and_crop(self.size) for frame in scene.frames])
-
     def _rows(
-        self, pairs: list[PairOfFrames], references: Tensor, batch: Batch, sigma: float
-    ) -> Iterator[tuple[Row, list[PairOfFrames], Tensor]]:
-        """Each row's views of those pairs that it has any for."""
+        self,
+        pairs: list[PairOfFrames],
+        references: Tensor,
+        maps: list[PairMaps],
+        batch: Batch,
+        only: Set[str] | None = None,
+    ) -> Iterator[tuple[Row, list[PairOfFrames], Tensor, float]]:
+        """Each row's views of those pairs that it has any for, and the seconds that they took; `only` these rows."""
         if "baseline" in self.groups:
-            yield COPY, pairs, references
-            yield BLUR, pairs, blurred(references, sigma)
-            for row in (FLOOR, POINTS):
-                began = time.perf_counter()
-                warped = [(pair, self._warped(row, pair, references[i])) for i, pair in enumerate(pairs)]
-                made = [(pair, view) for pair, view in warped if view is not None]
-                if made:
-                    self.seconds[row.name] += time.perf_counter() - began
-                    yield row, [pair for pair, _ in made], torch.stack([view for _, view in made])
+            yield from baseline_views(pairs, references, maps, self.sigma)
         for maker in self.makers:
-            views, seconds = batch.run(maker)
-            self.seconds[maker.row.name] += seconds
-            yield maker.row, pairs, views
+            if only is None or maker.row.name in only:
+                yield maker.row, pairs, *batch.run(maker)
+        if only is not None:
+            return
         for row, predictions in zip(self.prediction_rows, self.predictions, strict=True):
             members = [pair for pair in pairs if predictions.has(pair.position)]
             if members:
-                yield row, members, predictions.load([pair.position for pair in members], self.size)
+                yield row, members, predictions.load([pair.position for pair in members], self.size), 0.0
 
-    def _warped(self, row: Row, pair: PairOfFrames, photo: Tensor) -> Tensor | None:
-        """A view by known geometry, (3, S, S); None for a scene that does not tell it."""
-        scene = pair.scene
-        plane = floor_plane(self._cameras(scene), scene.points)
-        reference, target = (
-            Camera.stack([frame.camera.resize_and_crop(self.size)]) for frame in (pair.reference, pair.target)
-        )
-        if row == POINTS:
-            if scene.points is None or not len(scene.points):
-                return None
-            return point_warp(photo[None], reference, target, scene.points, plane)[0]
-        return None if plane is None else floor_homography(photo[None], reference, target, plane)[0]
-
-    def _results(self, about: dict[str, str], sigma: float, seed: int) -> Results:
-        blur = replace(BLUR, note=f"{BLUR.note} Its deviation: {sigma * self.size:.1f} px.")
+    def _results(self, about: dict[str, str], seed: int) -> Results:
+        blur = replace(BLUR, note=f"{BLUR.note} Its deviation: {self.sigma * self.size:.1f} px.")
         rows = [blur if row == BLUR else row for row in self.declared if row.name in self.values]
+        if all(row.uses_target for row in rows):
+            raise SidestepError("no row has a view without NaN or infinity; the model is damaged")
         rows = [
             replace(row, note=f"{row.note} Here: {self.metrics.judge}.") if row.name == "oracle" else row
             for row in rows
@@ -278,17 +339,32 @@ class _Run:
                     estimates.setdefault(row.name, {})[subset] = self._estimates(row, chosen, scenes, seed)
         results = Results(
             about,
-            [pair.info for pair in self.pairs],
+            [replace(pair.info, shares=self.shares[pair.position]) for pair in self.pairs],
             rows,
-            self.metrics.figures,
-            self.metrics.missing,
+            self.figures,
+            self._missing(),
             self.values,
             estimates,
-            seconds={name: seconds / self._count(name) for name, seconds in self.seconds.items()},
+            seconds={name: self.seconds[name] / self._count(name) for name in self.values if name in self.seconds},
             memory=_peak_memory(self.model.prior.unet.device),
+            not_finite=self.not_finite,
         )
         results.differences = self._differences(rows, choose_main_row(results), scenes, seed)
         return results
+
+    def _missing(self) -> dict[str, str]:
+        """What is not in the tables, and why."""
+        missing = dict(self.metrics.missing)
+        for name, reason in {
+            "object": "no target has a mask; put masks beside the photos, in masks/",
+            "unseen": "no pair has a depth map of both its photos; put depth maps beside the photos, in depths/",
+        }.items():
+            if not any(name in shares for shares in self.shares.values()):
+                missing[f"Figures {PARTS[name]}"] = reason
+        for row in self.declared:
+            if row.name in self.not_finite and row.name not in self.values:
+                missing[row.title] = f"all of its {self.not_finite[row.name]} views hold NaN or infinity"
+        return missing
 
     def _count(self, row: str) -> int:
         """Of how many pairs a row has views."""
@@ -298,9 +374,11 @@ class _Run:
         """A row's figures over the pairs at these positions."""
         there = [scenes[position] for position in chosen]
         found: dict[str, Estimate] = {}
-        for figure in self.metrics.figures:
+        for figure in self.figures:
             if figure.per_pair:
-                column = self.values[row.name][figure.name]
+                column = self.values[row.name].get(figure.name)
+                if column is None:
+                    continue
                 values = [column[position] for position in chosen]
                 estimate = bootstrap(values, there, seed, geometric=figure.better == "one")
                 if estimate is not None:
@@ -317,17 +395,27 @@ class _Run:
         found = []
         for subset in ("all", *DISTANCES):
             chosen = [pair.position for pair in self.pairs if subset in pair.info.subsets]
-            for figure in self.metrics.figures:
+            for figure in self.figures:
                 if not figure.per_pair:
                     continue
                 for row, against in compared:
-                    ours, theirs = ([self.values[name][figure.name][i] for i in chosen] for name in (row, against))
+                    columns = [self.values[name].get(figure.name) for name in (row, against)]
+                    ours, theirs = ([column[i] if column else None for i in chosen] for column in columns)
                     geometric = figure.better == "one"
                     there = [scenes[i] for i in chosen]
                     estimate = paired_difference(ours, theirs, there, seed, geometric=geometric)
                     if estimate is not None:
                         found.append(Difference(row, against, figure.name, subset, estimate))
         return found
+
+
+def _parts(pairs: Sequence[PairOfFrames]) -> list[str]:
+    """The parts of the targets that some pair has maps for."""
+    known = {
+        "object": any(pair.target.mask is not None for pair in pairs),
+        "unseen": any(pair.reference.depth is not None and pair.target.depth is not None for pair in pairs),
+    }
+    return [part for part in PARTS if known[part]]
 
 
 def _keep(folder: Path, pairs: Sequence[PairOfFrames], pictures: Tensor) -> None:

@@ -3,11 +3,15 @@
 import base64
 import io
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+import torch
 from PIL import Image
+from torch import Tensor
+from torch.nn import functional
 
 from sidestep.evaluation.comparison import badness, choose_main_figure
 from sidestep.evaluation.results import EvaluatedPair, Figure, Results
@@ -17,14 +21,33 @@ from sidestep.media import contact_sheet
 
 FIRST_PAIRS = 12
 SORTED_SCENES = 6
-SIDE = 184  # pixels of the longer side: 24 pairs of 6 pictures stay under 2.5 MB
+SIDE = 184  # pixels of the longer side: 24 pairs of 8 pictures stay under 3.5 MB
 QUALITY = 80
 
 # Rows' names in the order of their columns; the main row and other programs' rows come after them.
-COLUMNS = ("coarse", "variance", "addition", "auto")
+COLUMNS = ("depth", "coarse", "variance", "addition", "auto")
+# The target with its parts marked, where maps tell them.
+PARTS_COLUMN, PARTS_TITLE = "parts", "target: unseen dark, object outlined"
 # Of `first_sheet`: auto is one of A and B.
 SHEET_ROWS = ("coarse", "variance", "addition")
 SHORT = {"coarse": "coarse", "variance": "A", "addition": "B"}
+
+
+def mark_parts(photo: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
+    """A target (3, S, S) in [-1, 1] with what the reference could not see darkened, and the object's outline drawn.
+
+    Args:
+        parts: those of PARTS that are known, (S, S) bool.
+    """
+    marked = photo.clone()
+    if "unseen" in parts:
+        marked = torch.where(parts["unseen"], 0.3 * (marked + 1) - 1, marked)
+    if "object" in parts:
+        mask = parts["object"].float()[None, None]
+        eroded = -functional.max_pool2d(-mask, 3, stride=1, padding=1)
+        outline = (mask != eroded)[0]
+        marked = torch.where(outline, marked.new_tensor([1.0, 0.2, -1.0])[:, None, None], marked)
+    return marked
 
 
 @dataclass(frozen=True)
@@ -89,7 +112,7 @@ def load_gallery(results: Results, indices: list[int], pictures: Path, main_row:
     """
     rows = {row.name: row for row in results.rows}
     others = [main_row, *(row.name for row in results.rows if row.group == "predictions")]
-    names = list(dict.fromkeys(["reference", *COLUMNS, *others, "target"]))
+    names = list(dict.fromkeys(["reference", *COLUMNS, *others, "target", PARTS_COLUMN]))
     files = {name: [pictures / name / f"{index:05d}.png" for index in indices] for name in names}
     names = [name for name in names if any(file.is_file() for file in files[name])]
     figures = _figures_beneath(results)
@@ -102,7 +125,7 @@ def load_gallery(results: Results, indices: list[int], pictures: Path, main_row:
             row, file = rows.get(name), files[name][place]
             shown.append(
                 Picture(
-                    column=row.title if row else name,
+                    column=row.title if row else PARTS_TITLE if name == PARTS_COLUMN else name,
                     uses_target=row is not None and row.uses_target,
                     uri=_data_uri(file) if file.is_file() else None,
                     figures=_values(results, name, figures, index),

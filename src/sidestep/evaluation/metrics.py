@@ -1,7 +1,8 @@
 """Measures views against true photos, batch by batch; no picture is kept."""
 
+import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
@@ -35,6 +36,7 @@ FID = Figure("fid", "FID", "lower", 1, per_pair=False)
 
 _LPIPS_BACKBONES: dict[Figure, Literal["alex", "vgg"]] = {LPIPS_ALEX: "alex", LPIPS_VGG: "vgg"}
 _PER_PICTURE = (PSNR, SSIM, LPIPS_ALEX, LPIPS_VGG, PERCEPTUAL)
+_OF_PARTS = (PSNR, SSIM, PERCEPTUAL)
 # The energy that rounding to 8 bits alone makes: a flat view counts as that, or its ratio would have no logarithm.
 _ROUNDING_ENERGY = (1.0 / 127.5) ** 2 / 3.0
 
@@ -51,6 +53,7 @@ class Targets:
         layouts: of the photos and of the references, (B, 3, 16, 16) each.
         classes: (B,), the ImageNet class that the network sees.
         energy: (B,), their gradient energy.
+        parts: name -> where the part is, (B, S, S) bool; empty for a photo without it.
     """
 
     indices: tuple[int, ...]
@@ -59,6 +62,7 @@ class Targets:
     layouts: tuple[Tensor, Tensor]
     classes: Tensor
     energy: Tensor
+    parts: dict[str, Tensor]
 
     def of(self, indices: Sequence[int]) -> "Targets":
         """Those of these pairs, in this order."""
@@ -70,6 +74,7 @@ class Targets:
             (self.layouts[0][places], self.layouts[1][places]),
             self.classes[places],
             self.energy[places],
+            {name: part[places] for name, part in self.parts.items()},
         )
 
 
@@ -89,6 +94,11 @@ class Metrics:
       blurred. The mean over pairs is the geometric one (`statistics.bootstrap(geometric=True)`), where a view twice
       as sharp and one half as sharp make 1.
 
+    - `psnr_object`, `ssim_object`, `perceptual_object`, and the same of other `parts`: over the pixels of a part of the
+      target alone: of its mean squared error; the mean of the map of SSIM there, whose windows reach past its outline;
+      and of the feature maps, each place by its share of the part. LPIPS, which torchmetrics has no map of, and figures
+      of whole sets are not measured so.
+
     Of a whole set:
 
     - `kernel`: `statistics.kernel_distance` on EfficientNet-Lite0's pooled features.
@@ -103,7 +113,13 @@ class Metrics:
         missing: title -> why a figure is not measured and what to do.
     """
 
-    def __init__(self, device: torch.device, sizes: Sequence[int] = (), weights: Path | None = None):
+    def __init__(
+        self,
+        device: torch.device,
+        sizes: Sequence[int] = (),
+        weights: Path | None = None,
+        parts: Sequence[str] = (),
+    ):
         """Loads the networks.
 
         Args:
@@ -111,6 +127,7 @@ class Metrics:
             sizes: px, besides the pictures' own.
             weights: a folder with the published weights of LPIPS and FID, looked into before torch's cache and before
                 their addresses are asked.
+            parts: names of parts of the targets that figures are given for too.
 
         Raises:
             SidestepError: if the extra `evaluate` is not installed, a size is too small, the folder is not there, or a
@@ -126,6 +143,7 @@ class Metrics:
                 raise SidestepError(f"a size of {size} px is too small to measure at; take {SMALLEST} or more")
         self._device = device
         self._sizes: tuple[_Size, ...] = (None, *sizes)
+        self._parts = tuple(parts)
         self._features = ImageFeatures.load(device)
         self.missing: dict[str, str] = {}
         self._lpips: dict[Figure, nn.Module] = {}
@@ -139,8 +157,17 @@ class Metrics:
         self._photos: dict[str, dict[int, Tensor]] = defaultdict(dict)
 
     @torch.inference_mode()
-    def target(self, photos: Tensor, references: Tensor, indices: Sequence[int]) -> Targets:
+    def target(
+        self,
+        photos: Tensor,
+        references: Tensor,
+        indices: Sequence[int],
+        parts: Mapping[str, Tensor] | None = None,
+    ) -> Targets:
         """A batch's true photos and reference photos, each (B, 3, H, W) in [-1, 1], of the pairs with these indices.
+
+        Args:
+            parts: name -> where that part of each photo is, (B, H, W) bool; empty for a photo without it.
 
         Raises:
             SidestepError: if they are too small to measure.
@@ -160,11 +187,14 @@ class Metrics:
             (_layout(pictures[None]), _layout(references.to(self._device, torch.float32))),
             description.logits.argmax(1),
             gradient_energy(pictures[None]),
+            {name: part.to(self._device) for name, part in (parts or {}).items()},
         )
 
     @torch.inference_mode()
-    def compare(self, row: str, views: Tensor, targets: Targets, indices: Sequence[int]) -> dict[str, list[float]]:
-        """Figure -> one value a view, for the figures that have one.
+    def compare(
+        self, row: str, views: Tensor, targets: Targets, indices: Sequence[int]
+    ) -> dict[str, list[float | None]]:
+        """Figure -> one value a view, for the figures that have one; None where a target has no such part.
 
         Args:
             row: whose views.
@@ -182,8 +212,11 @@ class Metrics:
         pictures = self._at_sizes(views)
         values: dict[str, Tensor] = {}
         for size, picture in pictures.items():
-            for figure, measured in self._measure(picture, targets, size).items():
+            stages = self._features.stages(picture)
+            for figure, measured in self._measure(picture, stages, targets, size).items():
                 values[_at(figure, size).name] = measured
+            if size is None:
+                values |= self._measure_parts(picture, stages, targets)
         description = self._features.describe(pictures[None])
         values[SAME_CLASS.name] = (description.logits.argmax(1) == targets.classes).float()
         values[GRADIENT.name] = (gradient_energy(pictures[None]) + _ROUNDING_ENERGY) / (
@@ -192,7 +225,11 @@ class Metrics:
         _keep(self._views[row][KERNEL.name], indices, description.pooled)
         for name, features in self._inception_features(pictures).items():
             _keep(self._views[row][name], indices, features)
-        return {figure.name: values[figure.name].tolist() for figure in self.figures if figure.per_pair}
+        return {
+            figure.name: [None if math.isnan(value) else value for value in values[figure.name].tolist()]
+            for figure in self.figures
+            if figure.per_pair
+        }
 
     @property
     def judge(self) -> str:
@@ -248,11 +285,11 @@ class Metrics:
         measured = [figure for figure in _PER_PICTURE if figure.title not in self.missing]
         whole = [FID] if self._inception is not None else []
         own_size = [*measured, MOVED, SAME_CLASS, GRADIENT, KERNEL, *whole]
-        return own_size + [_at(figure, size) for size in self._sizes[1:] for figure in [*measured, *whole]]
+        resized = [_at(figure, size) for size in self._sizes[1:] for figure in [*measured, *whole]]
+        return own_size + resized + [_on(figure, part) for part in self._parts for figure in _OF_PARTS]
 
-    def _measure(self, views: Tensor, targets: Targets, size: _Size) -> dict[Figure, Tensor]:
+    def _measure(self, views: Tensor, stages: list[Tensor], targets: Targets, size: _Size) -> dict[Figure, Tensor]:
         photos = targets.pictures[size]
-        stages = self._features.stages(views)
         measured = {
             PSNR: _psnr(views, photos),
             SSIM: _ssim(views, photos),
@@ -263,6 +300,23 @@ class Metrics:
             to_target, to_reference = ((_layout(views) - layout).square().mean((1, 2, 3)) for layout in targets.layouts)
             measured[MOVED] = (to_target < to_reference).float()
         return measured
+
+    def _measure_parts(self, views: Tensor, stages: list[Tensor], targets: Targets) -> dict[str, Tensor]:
+        """Figure's name -> (N,), NaN where a target has no such part."""
+        photos = targets.pictures[None]
+        errors, similar = (views - photos).square().mean(1), _ssim_map(views, photos)
+        found: dict[str, Tensor] = {}
+        for name in self._parts:
+            part = targets.parts.get(name, torch.zeros_like(errors, dtype=torch.bool))
+            pixels = part.sum((1, 2))
+            error = (errors * part).sum((1, 2)) / pixels
+            measured = {
+                PSNR: (10 * torch.log10(4.0 / error)).clamp(max=HIGHEST_PSNR),
+                SSIM: (similar * part).sum((1, 2)) / pixels,
+                PERCEPTUAL: stage_distance(stages, targets.stages[None], part),
+            }
+            found |= {_on(figure, name).name: values for figure, values in measured.items()}
+        return found
 
     def _at_sizes(self, pictures: Tensor) -> dict[_Size, Tensor]:
         pictures = pictures.to(self._device, torch.float32).clamp(-1.0, 1.0)
@@ -282,6 +336,12 @@ def _at(figure: Figure, size: _Size) -> Figure:
     if size is None:
         return figure
     return replace(figure, name=f"{figure.name}@{size}", title=f"{figure.title} at {size} px")
+
+
+def _on(figure: Figure, part: str) -> Figure:
+    title = figure.title.replace(" (dB)", "")
+    unit = figure.title.removeprefix(title)
+    return replace(figure, name=f"{figure.name}_{part}", title=f"{title} {part}{unit}", part=part)
 
 
 def _keep(kept: dict[int, Tensor], indices: Sequence[int], features: Tensor) -> None:
@@ -305,6 +365,16 @@ def _ssim(views: Tensor, photos: Tensor) -> Tensor:
     values = structural_similarity_index_measure(views, photos, data_range=2.0, reduction="none")
     assert isinstance(values, Tensor)
     return values
+
+
+def _ssim_map(views: Tensor, photos: Tensor) -> Tensor:
+    """(B, H, W): SSIM of the window about each pixel, mean of the channels."""
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    _, places = structural_similarity_index_measure(
+        views, photos, data_range=2.0, reduction="none", return_full_image=True
+    )
+    return places.mean(1)
 
 
 def _layout(pictures: Tensor) -> Tensor:

@@ -174,6 +174,20 @@ def wrong_partners(pairs: Sequence[PairOfFrames], seed: int) -> list[int]:
     return partners
 
 
+def frame_beside(pair: PairOfFrames) -> Frame | None:
+    """The frame next to the target on the scene's path, away from the reference; at the path's end, towards it.
+
+    None where that one is the reference itself.
+    """
+    frames = pair.scene.frames
+    reference, target = frames.index(pair.reference), frames.index(pair.target)
+    step = 1 if target > reference else -1
+    away, back = target + step, target - step
+    if 0 <= away < len(frames):
+        return frames[away]
+    return frames[back] if back != reference else None
+
+
 def _number(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 

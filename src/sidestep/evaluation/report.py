@@ -6,6 +6,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sidestep.evaluation import charts
+from sidestep.evaluation.agreement import AGREEMENT
 from sidestep.evaluation.comparison import (
     FigureSummary,
     choose_main_figure,
@@ -15,7 +16,7 @@ from sidestep.evaluation.comparison import (
     summarise,
 )
 from sidestep.evaluation.gallery import ShownPair, load_gallery, shown_pairs
-from sidestep.evaluation.results import SUBSETS, Results, Row
+from sidestep.evaluation.results import Results, Row
 from sidestep.evaluation.tables import (
     build_difference_tables,
     build_table,
@@ -75,12 +76,13 @@ def render_page(results: Results, main: Row, pictures: Path | None) -> str:
             name: load_gallery(results, getattr(shown, name), pictures, main.name)
             for name in ("first", "best", "worst")
         }
+    tables = build_tables(results, main_rows(results))
     drawn = [charts.distance_chart(results, figure, main.name) for figure in results.figures]
     return environment.get_template("report.html").render(
         results=results,
         title=_title(results.about),
-        subsets=SUBSETS,
         scenes=scenes,
+        agreement=any(figure.name == AGREEMENT.name for table in tables for figure in table.figures),
         about_one=any(figure.better == "one" for figure in results.figures),
         few_scenes=scenes < FEW_SCENES,
         about=_about(results.about),
@@ -89,7 +91,7 @@ def render_page(results: Results, main: Row, pictures: Path | None) -> str:
         summaries=summaries,
         verdicts=_by_verdict(summaries),
         baseline_wins=[s for s in summaries if any(row.group == "baseline" for row in s.best)],
-        tables=build_tables(results, main_rows(results)),
+        tables=tables,
         difference_tables=build_difference_tables(results),
         limits=build_table(results, _with_group(results, "limit", comparison), "all"),
         options=build_table(results, _with_group(results, "option", comparison), "all"),

@@ -20,6 +20,12 @@ SUBSETS: dict[str, str] = {
     "right": "camera to the right",
 }
 
+# The parts of a target that figures are given for by themselves.
+PARTS: dict[str, str] = {
+    "object": "on the object alone",  # the target's mask
+    "unseen": "where the reference could not see",  # hidden from it, or outside its picture, by both depth maps
+}
+
 
 @dataclass(frozen=True)
 class EvaluatedPair:
@@ -29,6 +35,7 @@ class EvaluatedPair:
         gap: frames between the two, at least 1.
         turn: degrees between the two viewing directions.
         subsets: keys of SUBSETS that the pair belongs to.
+        shares: how much of the target's picture its parts are (PARTS), where maps tell it.
     """
 
     scene: str
@@ -37,6 +44,7 @@ class EvaluatedPair:
     gap: int
     turn: float
     subsets: tuple[str, ...]
+    shares: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,7 @@ class Figure:
         better: which way is better; "one" is best at 1.
         digits: decimals to show.
         per_pair: whether each pair has a value of its own; FID and the kernel distance are of whole sets.
+        part: the part of the target that it is measured on, a key of PARTS; empty for all of it.
     """
 
     name: str
@@ -78,6 +87,7 @@ class Figure:
     better: Literal["higher", "lower", "one"]
     digits: int
     per_pair: bool = True
+    part: str = ""
 
 
 @dataclass(frozen=True)
@@ -128,6 +138,7 @@ class Results:
         seconds: row -> seconds a view, if the row was made here.
         published: lines of other people's tables for the same protocol, copied and not measured here.
         memory: peak bytes of the process (and of the GPU), for the whole evaluation.
+        not_finite: row -> how many of its views hold NaN or infinity, and so were left out; absent where none does.
     """
 
     about: dict[str, str]
@@ -141,6 +152,7 @@ class Results:
     published: list[Published] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     memory: dict[str, int] = field(default_factory=dict)
+    not_finite: dict[str, int] = field(default_factory=dict)
 
     def write(self, path: str | Path) -> None:
         """Writes JSON that `read` reads."""

@@ -1,5 +1,6 @@
 """The rows of the table that a model makes: its outputs, the readings left open, and what each of its parts loses."""
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -24,6 +25,8 @@ METHODS: tuple[Method, Method] = ("variance", "addition")
 
 # Timesteps beside the trained one, of 1000, at which the true target is inverted to see what t* costs.
 LIMIT_TIMESTEPS = (200, 400, 600)
+
+_OF_REFERENCES = ("reference_latents", "inverted", "late", "gaussian")  # stages that no target has a part in
 
 
 @dataclass(frozen=True)
@@ -114,12 +117,25 @@ class Batch:
             photos: of the references and of the targets.
         """
         size = model.prior.image_size
-        reference, target = stack_relative(pairs, size, [_scale(pair, size) for pair in pairs])
-        _, wrong = stack_relative(others, size, [_scale(pair, size) for pair in others])
+        reference, target = relative_cameras(pairs, size)
+        _, wrong = relative_cameras(others, size)
         known = model.tunet.config.categories
         categories = [pair.scene.category if pair.scene.category in known else None for pair in pairs]
         positions = [pair.position for pair in pairs]
         return cls(model, *photos, reference, target, wrong, model.tunet.category_ids(categories), positions, judge)
+
+    def towards(self, target: Camera, photos: Tensor) -> "Batch":
+        """The same references with other targets; what is made of the references alone is not made again.
+
+        Args:
+            target: cameras in each reference's frame, scaled as this batch's.
+            photos: their true ones. The judge still judges by this batch's targets.
+        """
+        other = copy.copy(self)
+        other.target, other.target_photos = target, photos
+        other._made = {name: self._made[name] for name in _OF_REFERENCES if name in self._made}
+        other._costs, other._needs, other._asking = dict(self._costs), dict(self._needs), set()
+        return other
 
     def once(self, name: str, function: Callable[[], T]) -> T:
         """The stage's result, computed at the first call; its cost is its own time without the stages in it."""
@@ -236,6 +252,11 @@ class Batch:
         """Sampling from t* and decoding."""
         grid = replace(self.model.inversion, t_star=t_star, steps=min(self.model.steps, t_star)).grid
         return self.prior.decode(sample(self.prior, latents, grid))
+
+
+def relative_cameras(pairs: Sequence[PairOfFrames], size: int) -> tuple[Camera, Camera]:
+    """(reference, target) cameras of `size` pixels, batched, in each reference's frame, scaled as TUNet was trained."""
+    return stack_relative(pairs, size, [_scale(pair, size) for pair in pairs])
 
 
 def _scale(pair: PairOfFrames, size: int) -> float:

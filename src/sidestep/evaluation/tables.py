@@ -1,6 +1,7 @@
 """An evaluation's tables: what stands in each cell, and the tables as CSV and LaTeX."""
 
 import csv
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ from sidestep.evaluation.comparison import (
     estimate_of,
     find_row,
     main_rows,
+    measured_pairs,
     pairs_without_picture,
 )
-from sidestep.evaluation.results import SUBSETS, Estimate, Figure, Results, Row
+from sidestep.evaluation.results import PARTS, SUBSETS, Estimate, Figure, Results, Row
 from sidestep.files import atomic_path
 
 GROUP_TITLES = {
@@ -37,26 +39,42 @@ class Cell:
 
 @dataclass(frozen=True)
 class TableRow:
-    """`lacking` counts the subset's pairs that the row has no picture for."""
+    """`lacking` counts the subset's pairs that the row has no picture for; `not_finite` those of its views, of all
+    pairs, that were left out because they hold NaN or infinity.
+    """
 
     row: Row
     cells: list[Cell]
     lacking: int
+    not_finite: int
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows by group, one column a figure, over one subset of the pairs."""
+    """Rows by group, one column a figure, over one subset of the pairs.
+
+    Attributes:
+        part: the part of the targets that the figures are of; empty for all of them.
+        pairs, scenes: how many the subset has.
+        measured: of how many of the pairs each figure speaks.
+    """
 
     subset: str
+    part: str
     pairs: int
     scenes: int
     figures: list[Figure]
+    measured: list[int]
     groups: list[tuple[str, list[TableRow]]]
 
     @property
     def rows(self) -> list[TableRow]:
         return [row for _, rows in self.groups for row in rows]
+
+    @property
+    def title(self) -> str:
+        """What the table is over, in words."""
+        return _title(self.subset, self.part)
 
     @property
     def has_best(self) -> bool:
@@ -77,14 +95,21 @@ class DifferenceTable:
     """Paired differences over one subset: (row, against, one cell or None a figure)."""
 
     subset: str
+    part: str
     figures: list[Figure]
     rows: list[tuple[Row, Row, list[DifferenceCell | None]]]
 
+    @property
+    def title(self) -> str:
+        """What the table is over, in words."""
+        return _title(self.subset, self.part)
 
-def build_table(results: Results, rows: Sequence[Row], subset: str) -> Table | None:
+
+def build_table(results: Results, rows: Sequence[Row], subset: str, part: str = "") -> Table | None:
     """The table of these rows over one subset, without rows and figures that nothing is known of; None if empty."""
-    rows = [row for row in rows if any(estimate_of(results, row.name, f, subset) for f in results.figures)]
-    figures = [f for f in results.figures if any(estimate_of(results, row.name, f, subset) for row in rows)]
+    figures = [f for f in results.figures if f.part == part]
+    rows = [row for row in rows if any(estimate_of(results, row.name, f, subset) for f in figures)]
+    figures = [f for f in figures if any(estimate_of(results, row.name, f, subset) for row in rows)]
     if not rows:
         return None
     contest = sum(not row.uses_target for row in rows) > 1
@@ -95,22 +120,30 @@ def build_table(results: Results, rows: Sequence[Row], subset: str) -> Table | N
     for row in rows:
         cells = [Cell(estimate_of(results, row.name, f, subset), row.name in best[f.name]) for f in figures]
         lacking = pairs_without_picture(results, row.name, subset)
-        groups.setdefault(GROUP_TITLES[row.group], []).append(TableRow(row, cells, lacking))
+        table_row = TableRow(row, cells, lacking, results.not_finite.get(row.name, 0))
+        groups.setdefault(GROUP_TITLES[row.group], []).append(table_row)
     pairs = [pair for pair in results.pairs if subset in pair.subsets]
-    return Table(subset, len(pairs), len({pair.scene for pair in pairs}), figures, list(groups.items()))
+    measured = [measured_pairs(results, figure, subset) for figure in figures]
+    scenes = len({pair.scene for pair in pairs})
+    return Table(subset, part, len(pairs), scenes, figures, measured, list(groups.items()))
 
 
 def build_tables(results: Results, rows: Sequence[Row]) -> list[Table]:
-    """One table for each subset that has pairs."""
-    tables = [build_table(results, rows, subset) for subset in SUBSETS]
+    """For each subset that has pairs one table of whole pictures, and one of each part of them that was measured."""
+    tables = [build_table(results, rows, subset, part) for subset in SUBSETS for part in ("", *PARTS)]
     return [table for table in tables if table]
 
 
 def build_difference_tables(results: Results) -> list[DifferenceTable]:
-    """One table of paired differences for each subset that has some."""
+    """One table of paired differences for each subset, and part of the pictures, that has some."""
     tables = []
-    for subset in SUBSETS:
-        entries = [d for d in results.differences if d.subset == subset and not math.isnan(d.estimate.value)]
+    parts = {figure.name: figure.part for figure in results.figures}
+    for subset, part in itertools.product(SUBSETS, ("", *PARTS)):
+        entries = [
+            d
+            for d in results.differences
+            if d.subset == subset and parts[d.figure] == part and not math.isnan(d.estimate.value)
+        ]
         figures = [f for f in results.figures if any(entry.figure == f.name for entry in entries)]
         reach = {
             f.name: max(max(abs(d.estimate.low), abs(d.estimate.high)) for d in entries if d.figure == f.name)
@@ -124,8 +157,13 @@ def build_difference_tables(results: Results) -> list[DifferenceTable]:
                 cells.append(DifferenceCell(estimate, verdict, reach[figure.name]) if estimate else None)
             rows.append((find_row(results, row), find_row(results, against), cells))
         if rows:
-            tables.append(DifferenceTable(subset, figures, rows))
+            tables.append(DifferenceTable(subset, part, figures, rows))
     return tables
+
+
+def _title(subset: str, part: str) -> str:
+    words = SUBSETS[subset] + (f", {PARTS[part]}" if part else "")
+    return words[0].upper() + words[1:]
 
 
 def format_number(value: float, digits: int) -> str:
@@ -143,14 +181,16 @@ def format_interval(estimate: Estimate, digits: int) -> str:
 
 
 def write_table_csv(results: Results, path: Path) -> None:
-    """Every estimate on a line of its own, unrounded."""
+    """Every estimate on a line of its own, unrounded, with the number of pairs that the figure was measured on."""
+    measured = {(f.name, subset): measured_pairs(results, f, subset) for f in results.figures for subset in SUBSETS}
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["row", "title", "group", "subset", "figure", "value", "low", "high"])
+        writer.writerow(["row", "title", "group", "subset", "figure", "value", "low", "high", "pairs"])
         for row in results.rows:
             for subset, estimates in results.estimates.get(row.name, {}).items():
                 for figure, e in estimates.items():
-                    writer.writerow([row.name, row.title, row.group, subset, figure, e.value, e.low, e.high])
+                    pairs = measured[figure, subset]
+                    writer.writerow([row.name, row.title, row.group, subset, figure, e.value, e.low, e.high, pairs])
 
 
 def write_pairs_csv(results: Results, path: Path) -> None:
@@ -158,15 +198,18 @@ def write_pairs_csv(results: Results, path: Path) -> None:
     figures = [figure.name for figure in results.figures if figure.per_pair]
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["index", "scene", "reference", "target", "gap", "turn", "subsets", "row", *figures])
+        parts = [part for part in PARTS if any(part in pair.shares for pair in results.pairs)]
+        shares = [f"{part}_share" for part in parts]
+        writer.writerow(["index", "scene", "reference", "target", "gap", "turn", "subsets", *shares, "row", *figures])
         for index, pair in enumerate(results.pairs):
             names = [pair.scene, pair.reference, pair.target, pair.gap, pair.turn, " ".join(pair.subsets)]
+            names += [pair.shares.get(part) for part in parts]
             for row, values in results.values.items():
                 writer.writerow([index, *names, row, *(values[f][index] if f in values else None for f in figures)])
 
 
 def write_latex(results: Results, path: Path) -> None:
-    r"""The main tables, one for each subset, for \usepackage{booktabs}."""
+    r"""The main tables, those of `build_tables`, for \usepackage{booktabs}."""
     tables = build_tables(results, main_rows(results))
     with atomic_path(path) as temporary:
         temporary.write_text("\n".join(map(_latex_table, tables)), encoding="utf-8")
@@ -191,19 +234,22 @@ def escape_latex(text: str) -> str:
 
 
 def _latex_table(table: Table) -> str:
-    caption = f"{SUBSETS[table.subset]}: {table.pairs} pairs of {table.scenes} scenes."
-    caption = escape_latex(caption[0].upper() + caption[1:])
+    caption = escape_latex(f"{table.title}: {table.pairs} pairs of {table.scenes} scenes.")
     caption += " 95\\% bootstrap intervals over scenes" + ("; best in bold." if table.has_best else ".")
     if any(row.row.uses_target for row in table.rows):
         caption += r" $^\dagger$sees the true target."
     if any(row.lacking for row in table.rows):
         caption += r" $^\ddagger$not on every pair, so not compared."
-    heads = [f"{escape_latex(figure.title)} {_LATEX_ARROWS[figure.better]}" for figure in table.figures]
+    heads = [
+        f"{escape_latex(figure.title)} {_LATEX_ARROWS[figure.better]}"
+        + (f" ({measured} pairs)" if measured < table.pairs else "")
+        for figure, measured in zip(table.figures, table.measured, strict=True)
+    ]
     lines = [
         r"\begin{table}",
         r"\centering",
         rf"\caption{{{caption}}}",
-        rf"\label{{tab:{table.subset}}}",
+        rf"\label{{tab:{'-'.join(filter(None, (table.subset, table.part)))}}}",
         rf"\begin{{tabular}}{{l{'c' * len(heads)}}}",
         r"\toprule",
         " & ".join(["", *heads]).strip() + r" \\",
