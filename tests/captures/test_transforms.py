@@ -1,5 +1,6 @@
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 
 from sidestep.cameras import Camera
 from sidestep.captures.colmap import read_colmap
+from sidestep.captures.reading import read_captures
 from sidestep.captures.transforms import frame_of_photo, read_cameras, read_transforms, write_transforms
 from sidestep.errors import SidestepError
 
@@ -228,3 +230,88 @@ def test_a_photo_that_the_file_lists_loses_its_lens_distortion_wherever_it_lies(
     file.write_text(json.dumps({**lens, "frames": [*frames, {"file_path": "old/b.png", "transform_matrix": pose}]}))
     with pytest.raises(SidestepError, match=r"transforms.json: lists 2 photos named b.png"):
         frame_of_photo(file, photo)
+
+
+def save_blender(folder: Path, rig, files: dict[str, list[int]]) -> Path:
+    """NeRF's synthetic layout: one angle of view, photos named without a suffix, transparent around the thing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rig.intrinsics = np.array(((70.0, 0, 32), (0, 70.0, 24), (0, 0, 1)))
+    for split, numbers in files.items():
+        frames = []
+        for index, number in enumerate(numbers):
+            pose = np.linalg.inv(rig.pose(index)) @ np.diag((1, -1, -1, 1))
+            frames.append({"file_path": f"./{split}/r_{number}", "rotation": 0.1, "transform_matrix": pose.tolist()})
+            pixels = np.zeros((48, 64, 4), np.uint8)
+            pixels[8:40, 10 : 20 + index] = (200, 30, 40, 255)
+            (folder / split).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(folder / split / f"r_{number}.png")
+        angle = 2 * math.atan(32 / 70)
+        (folder / f"transforms_{split}.json").write_text(json.dumps({"camera_angle_x": angle, "frames": frames}))
+    return folder
+
+
+def test_blenders_three_files_are_one_scene(tmp_path, rig):
+    save_blender(tmp_path / "lego", rig, {"test": [0, 1, 2], "train": [2, 10, 9, 0], "val": [1]})
+    (tmp_path / "lego" / "test" / "r_0_depth_0001.png").write_bytes(b"a map that nothing lists")
+    (scene,) = read_captures(tmp_path)
+    expected = ["train/r_0", "train/r_2", "train/r_9", "train/r_10", "val/r_1", "test/r_0", "test/r_1", "test/r_2"]
+    assert (scene.id, [frame.name for frame in scene.frames]) == ("lego", expected)
+    rig.check(scene, [3, 0, 2, 1, 0, 0, 1, 2])
+
+
+def test_one_of_blenders_files_alone(tmp_path, rig):
+    save_blender(tmp_path / "lego", rig, {"train": [0, 1], "test": [0, 1, 2]})
+    (scene,) = read_captures(tmp_path / "lego" / "transforms_train.json")
+    assert (scene.id, len(scene.frames)) == ("lego", 2)
+    rig.check(scene, [0, 1])
+
+
+def test_transparency_is_the_mask_and_white_in_the_photo(tmp_path, rig):
+    frame = read_captures(save_blender(tmp_path / "lego", rig, {"train": [0, 1]}))[0].frames[1]
+    expected = torch.zeros(48, 64, dtype=torch.bool)
+    expected[8:40, 10:21] = True
+    mask = frame.load_mask()
+    assert mask is not None
+    assert torch.equal(mask, expected)
+    assert np.asarray(frame.load())[0, 0].tolist() == [255, 255, 255]
+    assert np.asarray(frame.load())[20, 15].tolist() == [200, 30, 40]
+
+
+def test_photos_without_transparency_have_no_mask(tmp_path):
+    path = save(tmp_path, [entry("images/a.png")], ["images/a.png"], fl_x=50.0)
+    assert read_transforms(path).frames[0].load_mask() is None
+
+
+@pytest.mark.filterwarnings("ignore:scene lego")
+def test_blenders_photos_may_be_missing_of_one_file(tmp_path, rig):
+    folder = save_blender(tmp_path / "lego", rig, {"train": [0, 1], "test": [0]})
+    (folder / "test" / "r_0.png").unlink()
+    (scene,) = read_captures(folder)
+    assert scene.missing == ("test/r_0",)
+    for name in ("r_0", "r_1"):
+        (folder / "train" / f"{name}.png").unlink()
+    with pytest.raises(SidestepError, match="lego: none of the 3 photos"):
+        read_captures(folder)
+
+
+def test_a_bad_one_of_blenders_files_is_named(tmp_path, rig):
+    folder = save_blender(tmp_path / "lego", rig, {"train": [0, 1], "val": [0]})
+    (folder / "transforms_val.json").write_text("{")
+    with pytest.raises(SidestepError, match=r"transforms_val\.json: cannot be read as JSON"):
+        read_captures(folder)
+    (folder / "transforms_val.json").write_text((folder / "transforms_train.json").read_text())
+    with pytest.raises(SidestepError, match=r"transforms_val\.json: frame train/r_0 is in another file"):
+        read_captures(folder)
+
+
+def test_a_file_larger_than_any_is_refused_unread(tmp_path):
+    path = save(tmp_path, [entry("a.png")], ["a.png"], fl_x=50.0)
+    os.truncate(path, 300 * 2**20)
+    with pytest.raises(SidestepError, match=r"transforms\.json: larger than 256 MiB"):
+        read_transforms(path)
+
+
+@pytest.mark.parametrize("suffix", [".PNG", ".jpg", ".JPEG"])
+def test_photos_listed_without_their_suffix_whatever_its_case(tmp_path, suffix):
+    path = save(tmp_path, [entry("images/r_0")], [f"images/r_0{suffix}"], camera_angle_x=0.9)
+    assert read_transforms(path).frames[0].path.name == f"r_0{suffix}"
