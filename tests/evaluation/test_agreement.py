@@ -1,12 +1,13 @@
 """Agreement of views by known points, on pictures painted on a plane."""
 
 import math
+from types import ModuleType
 
 import pytest
 import torch
 
 from sidestep.cameras import Camera
-from sidestep.evaluation.agreement import agreement, colours, shared_points
+from sidestep.evaluation.agreement import agreement, colours, shared_pixels, shared_points
 from sidestep.trajectories import orbit
 
 CAMERAS = Camera.stack(orbit(Camera.from_fov(45, 64, 48), 2, yaw=(-12, 12)))
@@ -69,3 +70,26 @@ def test_what_is_hidden_in_one_view_or_outside_does_not_count() -> None:
     pixels = shared_points(behind, CAMERAS, PHOTOS)
     assert len(pixels[0]) == 0
     assert agreement(PHOTOS, pixels) is None
+
+
+def test_by_depth_true_photos_agree_and_views_that_do_not_move_do_not(room: ModuleType) -> None:
+    views = [room.render(room.look(azimuth)) for azimuth in (10, 15)]
+    photos = torch.stack([view.photo for view in views])
+    pixels = shared_pixels(torch.stack([view.depth for view in views]), Camera.stack([view.camera for view in views]))
+    assert 0.5 * 2 * 96**2 < len(pixels[0]) == len(pixels[1]) < 2 * 96**2
+    true = agreement(photos, pixels)
+    assert true > 38
+    assert agreement(photos[:1].expand(2, -1, -1, -1), pixels) < true - 15
+    assert agreement(photos.flip(0), pixels) < true - 15
+
+
+def test_by_depth_what_is_hidden_in_one_view_does_not_count(room: ModuleType) -> None:
+    views = [room.render(room.look(azimuth)) for azimuth in (0, 30)]
+    pixels = shared_pixels(torch.stack([view.depth for view in views]), Camera.stack([view.camera for view in views]))
+    for own, view, other in zip(pixels, views, reversed(views), strict=True):
+        places = room.places(view)
+        nearest = own.long().clamp(0, 95)
+        seen = room.visible(places, other.camera)[nearest[:, 1], nearest[:, 0]]
+        assert float(seen.float().mean()) > 0.98
+    unknown = torch.stack([views[0].depth, torch.zeros_like(views[1].depth)])
+    assert len(shared_pixels(unknown, Camera.stack([view.camera for view in views]))[0]) == 0

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from PIL import Image
 from sidestep.captures import read_captures
 from sidestep.captures.pairs import Pair, read_pairs, write_pairs
 from sidestep.errors import SidestepError
+from sidestep.evaluation import rows
 from sidestep.evaluation.evaluate import GROUPS, evaluate
 from sidestep.evaluation.protocol import DISTANCES
 from sidestep.evaluation.results import Results
@@ -63,14 +65,26 @@ def test_every_group_of_rows_and_another_programs(tiny_model: Path, listed: Path
     names = [row.name for row in results.rows]
     for name in ("copy", "blurred", "floor", "points", "coarse", "auto", "oracle", "variance-c-paper", "autoencoder"):
         assert name in names
-    assert set(results.missing) == {"LPIPS (Alex)", "LPIPS (VGG)", "FID"}
-    assert all("alexnet" in why or "vgg16" in why or "inception" in why for why in results.missing.values())
+    networks = {"LPIPS (Alex)", "LPIPS (VGG)", "FID"}
+    assert networks < results.missing.keys()
+    assert all(
+        "alexnet" in why or "vgg16" in why or "inception" in why
+        for title, why in results.missing.items()
+        if title in networks
+    )
+    # The set has neither masks nor depth maps.
+    assert results.missing.keys() - networks == {
+        "Figures on the object alone", "Figures where the reference could not see",
+    }  # fmt: skip
+    assert "depth" not in names
+    assert not [figure for figure in results.figures if figure.part]
+    assert all(not pair.shares for pair in results.pairs)
 
     # Of the pairs that they have, the true photos differ from themselves by their resizing alone.
     assert results.values["truths"]["psnr"][3] is None
     for figure, better in (("psnr", max), ("perceptual", min)):
         for position in range(3):
-            column = {name: results.values[name][figure][position] for name in names}
+            column = {name: results.values[name][figure][position] for name in names if name != "photos"}
             assert better(column, key=lambda name: column[name]) == "truths"
     assert results.estimates["copy"]["all"]["moved"].value == 0
     assert results.estimates["truths"]["all"]["moved"].value == 1
@@ -120,6 +134,93 @@ def test_the_same_command_gives_the_same_figures(tiny_model: Path, tmp_path: Pat
             torch.testing.assert_close(
                 torch.tensor(figures[figure]), torch.tensor(second.values[row][figure]), atol=0.2, rtol=0.02
             )
+
+
+@pytest.fixture(scope="module")
+def rooms(room: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two scenes: one with depth maps and masks, and one without; and a list of pairs, the last of the other."""
+    folder = tmp_path_factory.mktemp("rooms")
+    room.write_scene(folder / "known", list(range(0, 40, 8)), size=48)
+    room.write_scene(folder / "bare", list(range(0, 40, 8)), size=48, maps=False)
+    pairs = [
+        Pair("known", "000.png", "002.png"),
+        Pair("known", "003.png", "001.png"),
+        Pair("known", "003.png", "004.png"),
+        Pair("bare", "000.png", "003.png"),
+    ]
+    write_pairs(folder / "list.json", pairs)
+    return folder
+
+
+def test_depth_maps_and_masks_give_a_row_parts_and_agreement_to_the_pairs_that_have_them(
+    tiny_model: Path, rooms: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "report"
+    results = evaluate(tiny_model, rooms, out, pairs=rooms / "list.json", steps=2)
+    values = results.values
+    assert values["depth"]["psnr"][3] is None
+    for position in range(3):
+        for name in ("copy", "blurred", "coarse", "variance"):
+            assert values["depth"]["psnr"][position] > values[name]["psnr"][position] + 2
+    for figure in ("psnr_object", "ssim_unseen", "perceptual_unseen"):
+        assert [value is None for value in values["coarse"][figure]] == [False, False, False, True]
+    assert all("unseen" in pair.shares and "object" in pair.shares for pair in results.pairs[:3])
+    assert results.pairs[3].shares == {}
+    assert not any("Figures" in title for title in results.missing)
+
+    # The third pair's target is the last of the path, and what is before it the reference; the fourth goes by points.
+    for name in ("photos", "copy", "blurred", "depth", "coarse", "variance", "addition", "auto"):
+        assert [value is None for value in values[name]["agreement"]] == [False, False, True, name == "depth"]
+    assert "agreement" not in values["random-noise"]
+    for position in range(2):
+        agreements = {name: values[name]["agreement"][position] for name in ("photos", "depth", "blurred", "copy")}
+        assert sorted(agreements, key=lambda name: -agreements[name])[-1] == "copy"
+        assert agreements["photos"] > agreements["copy"] + 5
+        assert agreements["depth"] > agreements["copy"] + 5
+    assert list(values["photos"]) == ["agreement"]
+
+    page = (out / "report.html").read_text(encoding="utf-8")
+    for text in (
+        "All pairs, on the object alone",
+        "where the reference could not see",
+        "warp by true depth",
+        "% unseen",
+    ):
+        assert text in page
+    with (out / "tables.csv").open(encoding="utf-8") as file:
+        measured = {(line["figure"], line["subset"]): line["pairs"] for line in csv.DictReader(file)}
+    assert (measured["psnr", "all"], measured["psnr_object", "all"], measured["agreement", "all"]) == ("4", "3", "3")
+    with (out / "pairs.csv").open(encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    assert float(lines[0]["unseen_share"]) == results.pairs[0].shares["unseen"]
+    assert lines[-1]["unseen_share"] == ""
+    tex = (out / "tables.tex").read_text()
+    assert r"\label{tab:all-object}" in tex
+    assert r"Agreement (dB) $\uparrow$ (3 pairs)" in tex
+
+
+def test_views_that_are_not_finite_are_counted_and_the_rest_is_evaluated(
+    tiny_model: Path, listed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(batch: rows.Batch) -> torch.Tensor:
+        views = batch.coarse.clone()
+        views[0, 1, 5, 5] = math.nan
+        return views
+
+    def lost(batch: rows.Batch) -> torch.Tensor:
+        return torch.full_like(batch.coarse, math.inf)
+
+    monkeypatch.setattr(rows, "_coarse", damaged)
+    monkeypatch.setattr(rows, "_auto", lost)
+    out = tmp_path / "report"
+    results = evaluate(tiny_model, FURNITURE, out, pairs=listed, groups=("model",), steps=2, batch_size=2)
+    assert results.not_finite == {"coarse": 2, "auto": 4}
+    assert [value is None for value in results.values["coarse"]["psnr"]] == [True, False, True, False]
+    assert None not in results.values["variance"]["psnr"]
+    assert "auto" not in [row.name for row in results.rows]
+    assert results.missing["auto"] == "all of its 4 views hold NaN or infinity"
+    assert Results.read(out / "results.json").not_finite == results.not_finite
+    assert "2 views with NaN or infinity left out" in (out / "report.html").read_text(encoding="utf-8")
 
 
 def test_scenes_without_points_lack_the_rows_that_need_them(tiny_model: Path, tmp_path: Path) -> None:

@@ -103,6 +103,44 @@ def test_a_flat_view_still_has_a_sharpness_that_a_geometric_mean_can_take(photos
     assert 0.0 < values["gradient"][0] < 0.02
 
 
+def test_figures_of_a_part_speak_of_it_alone(photos):
+    metrics = Metrics(CPU, parts=("object", "unseen"))
+    part = torch.zeros(len(photos), 64, 64, dtype=torch.bool)
+    part[:, 16:40, 20:50] = True
+    part[1] = False  # a target without it
+    indices = range(len(photos))
+    targets = metrics.target(photos.clamp(-0.8, 0.8), photos, indices, {"object": part})
+    outside, inside = photos.clamp(-0.8, 0.8).clone(), photos.clamp(-0.8, 0.8).clone()
+    far = torch.nn.functional.max_pool2d(part[:, None].float(), 17, stride=1, padding=8)[:, 0] == 0
+    outside += 0.2 * far[:, None]
+    inside += 0.2 * part[:, None]
+    away = metrics.compare("outside", outside, targets, indices)
+    within = metrics.compare("inside", inside, targets, indices)
+    for name in ("psnr_object", "ssim_object", "perceptual_object"):
+        assert away[name][1] is None
+    assert all(value is None for value in away["psnr_unseen"])  # no target has that part
+    assert away["psnr_object"][0] == 100.0
+    assert away["ssim_object"][0] == pytest.approx(1.0, abs=1e-4)
+    assert away["psnr"][0] < 25
+    assert within["psnr_object"][0] == pytest.approx(20.0 * math.log10(2.0 / 0.2), abs=1e-3)
+    assert within["psnr"][0] > within["psnr_object"][0] + 5
+    assert within["ssim_object"][0] < within["ssim"][0]
+    assert within["perceptual_object"][0] > away["perceptual_object"][0]
+    assert [figure.title for figure in metrics.figures if figure.part == "object"] == [
+        "PSNR object (dB)", "SSIM object", "Perceptual distance object",
+    ]  # fmt: skip
+
+
+def test_a_part_that_is_the_whole_picture_gives_the_figures_of_the_whole(photos):
+    metrics = Metrics(CPU, parts=("object",))
+    indices = range(len(photos))
+    everywhere = torch.ones(len(photos), 64, 64, dtype=torch.bool)
+    targets = metrics.target(photos, photos, indices, {"object": everywhere})
+    values = metrics.compare("row", blurred(photos), targets, indices)
+    for name in ("psnr", "ssim", "perceptual"):
+        assert values[f"{name}_object"] == pytest.approx(values[name], abs=1e-3)
+
+
 def test_rows_may_lack_views_and_give_them_in_another_order(photos):
     metrics = Metrics(CPU)
     views = blurred(photos)

@@ -16,6 +16,7 @@ from sidestep.evaluation.protocol import (
     DISTANCES,
     PROTOCOLS,
     distance_pairs,
+    frame_beside,
     held_out_pairs,
     listed_pairs,
     pairs_of_frames,
@@ -56,6 +57,20 @@ def test_a_short_scene_gives_the_distances_that_it_has(scenes: list[Scene]) -> N
     assert len(gaps) == 4
     assert all(gap <= 5 for gap in gaps[:2])
     assert gaps[2:] == [6, 6]
+
+
+def test_the_frame_beside_a_target_is_the_next_away_from_the_reference_or_else_the_one_before_it(
+    scenes: list[Scene],
+) -> None:
+    scene = scenes[0]
+    last = len(scene.frames) - 1
+    for reference, target, beside in (
+        (3, 8, 9), (8, 3, 2), (5, 6, 7), (3, last, last - 1), (last, 0, 1), (last - 1, last, None), (1, 0, None),
+    ):  # fmt: skip
+        names = [scene.frames[place].name for place in (reference, target)]
+        (pair,) = pairs_of_frames([Pair(scene.id, *names)], scenes)
+        found = frame_beside(pair)
+        assert found is (None if beside is None else scene.frames[beside])
 
 
 def test_a_scene_of_one_frame_is_left_out_and_named(scenes: list[Scene]) -> None:

@@ -116,6 +116,19 @@ def test_the_camera_changes_the_coarse_view_and_its_wrong_one_is_anothers(
     torch.testing.assert_close(view(right, "coarse"), wrong)
 
 
+def test_other_targets_of_the_same_references_share_what_is_made_of_the_references(
+    pipe: NovelViewPipeline, pairs: list[PairOfFrames], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, other = make_batch(pipe, pairs[:2]), make_batch(pipe, [pairs[1], pairs[0]])
+    own = view(first, "addition")
+    alone = view(make_batch(pipe, pairs[:2], target=other.target), "addition")
+    monkeypatch.setattr(rows, "invert", lambda *_: pytest.fail("the references were inverted twice"))
+    towards = first.towards(other.target, other.target_photos)
+    torch.testing.assert_close(view(towards, "addition"), alone)
+    assert (alone - own).abs().max() > 1e-3
+    torch.testing.assert_close(view(first, "addition"), own)
+
+
 @pytest.mark.parametrize("name", ["random-noise", "variance-gaussian"])
 def test_drawn_noise_is_a_pairs_own_whatever_the_batch(
     pipe: NovelViewPipeline, pairs: list[PairOfFrames], name: str
