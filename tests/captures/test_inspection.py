@@ -307,3 +307,15 @@ def test_the_page_of_a_large_set_draws_scenes_with_findings_and_some_others(tmp_
     assert len(drawn) == MOST_SOUND + 1
     assert drawn[-1] == f"scene{MOST_SOUND + 2:03d}"
     assert f"{MOST_SOUND + 1} of {MOST_SOUND + 3} scenes" in "".join(page.itertext())
+
+
+def test_frames_in_no_order_are_told_once(tmp_path: Path) -> None:
+    source = step_aside(Camera.from_fov(40, 32, 32), -40, 0, elevation=15)
+    path = orbit(source, 40, yaw=(0, 80), elevation=15)
+    near, far = path[:20], path[20:]
+    cameras = near + [camera for pair in zip(near, far, strict=True) for camera in pair][:18]
+    pictures = [Image.new("RGB", (32, 32), (index, 0, 0)) for index in range(len(cameras))]
+    write_capture(tmp_path / "view", pictures, cameras)
+    shutil.rmtree(tmp_path / "view" / "sparse")
+    jumps = [finding for finding in inspect_captures(tmp_path / "view").findings if finding.kind == "jump"]
+    assert [finding.message.split(" in ")[0] for finding in jumps] == ["18 jumps"]

@@ -13,6 +13,7 @@ import torch
 from PIL import ExifTags, Image
 
 from sidestep.captures import read_captures
+from sidestep.captures.inspection import inspect_captures
 from sidestep.captures.reading import find_scenes
 from sidestep.errors import SidestepError
 
@@ -37,8 +38,9 @@ def save_model(folder: Path, rig, names: list[str], points: str = "") -> Path:
 
 
 def save_scene(folder: Path, rig, model: str = "sparse/0") -> Path:
-    save_model(folder / model, rig, NAMES)
-    for index, name in enumerate(NAMES):
+    names = [f"{index:03d}.jpg" for index in range(1, rig.count + 1)]
+    save_model(folder / model, rig, names)
+    for index, name in enumerate(names):
         rig.photo(folder / "images" / name, index)
     return folder
 
@@ -299,3 +301,33 @@ def test_a_folder_that_may_not_be_read_is_passed_over(tmp_path, rig):
         assert len(read_captures(tmp_path)) == 1
     finally:
         (tmp_path / "9").chmod(0o700)
+
+
+# what an inspection says of them
+
+
+def kinds(path: Path) -> list[tuple[str, str]]:
+    return [(finding.kind, finding.scene) for finding in inspect_captures(path, photos=False).findings]
+
+
+def test_inspecting_unpacked_archives(tmp_path, rig):
+    rig.count = 12
+    for scene in ("mvi_00/8/0a", "mvi_01/8/0a", "mvi_01/9/0b"):
+        save_scene(tmp_path / scene, rig)
+    save_model(tmp_path / "mvi_01/9/0b/sparse/1", rig, ["001.jpg"])
+    (tmp_path / "mvi_01" / "masks" / "9").mkdir(parents=True)
+    (tmp_path / "notes").mkdir()
+    found = [item for item in kinds(tmp_path) if item[0] not in ("no-points", "same-model")]
+    assert found == [("same-name", "8/0a"), ("no-scene", "notes"), ("several-models", "9/0b")]
+
+
+def test_inspecting_two_trees_says_nothing_of_the_other_folders(tmp_path, rig):
+    rig.count = 12
+    save_megascenes(tmp_path, rig, "001/234", [f"commons/{index:02d}.jpg" for index in range(12)], 12)
+    (tmp_path / "metadata").mkdir()
+    assert kinds(tmp_path) == [("no-points", "001234"), ("several-models", "001234")]
+
+
+def test_inspecting_names_what_cannot_be_read_as_it_would_be_called(tmp_path, rig):
+    save_megascenes(tmp_path, rig, "001/234", COMMONS, 0)
+    assert kinds(tmp_path) == [("unreadable", "001234")]

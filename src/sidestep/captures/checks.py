@@ -18,6 +18,7 @@ from sidestep.captures.scene import Frame, Scene
 
 PHOTO_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"))
 JUMP = 5.0  # times the median step
+MANY_JUMPS = 8
 FAR = 4.0  # times the median distance from the subject, or from the cameras' middle
 SAME_PLACE, SAME_TURN = 1e-4, 0.05  # of the distance to the subject; degrees
 STANDING = 0.02  # how far apart, in distances to the subject, cameras are that do not move
@@ -164,7 +165,12 @@ def _check_path(scene: Scene, report: _Report, arrangement: Arrangement, depth: 
     steps = np.linalg.norm(np.diff(centres, axis=0), axis=1)
     steps[far[1:] | far[:-1]] = 0.0  # already told
     median = float(np.median(steps[steps > 0.0])) if steps.any() else 0.0
-    for at in np.flatnonzero(steps > JUMP * median):
+    jumps = np.flatnonzero(steps > JUMP * median)
+    if len(jumps) > MANY_JUMPS:
+        ends = listed([f"{names[at]} to {names[at + 1]}" for at in jumps])
+        yield report("jump", f"{len(jumps)} jumps in {len(names)} frames, which are hardly in a path's order: {ends}")
+        return
+    for at in jumps:
         between = [name for name in scene.missing if names[at] < name < names[at + 1]]
         why = f"; {len(between)} listed photos between them are missing" if between else ""
         message = f"from {names[at]} to {names[at + 1]}, {steps[at] / median:.1f} times the median step{why}"

@@ -161,7 +161,7 @@ class _Shot:
     def camera(self, path: Path, viewpoint: dict[str, Any]) -> tuple[Lens, Array]:
         """The lens, and (4, 4) world to camera in OpenCV axes."""
         where = f"{path}: frame {self.number} ({self.photo})"
-        kind = viewpoint.get("intrinsics_format", "ndc_norm_image_bounds")
+        kind = str(viewpoint.get("intrinsics_format", "ndc_norm_image_bounds")).lower()
         half = np.array(self.size) / 2
         if kind == "ndc_norm_image_bounds":  # version 1: each side spans -1 to 1
             unit = half
