@@ -80,7 +80,7 @@ class Slice:
         try:
             data = self.storage.read(self.shard, self.start, self.size)
         except FileNotFoundError:
-            raise SidestepError(f"{self.storage.locate(self.shard)}: no such file; copy the pack again") from None
+            raise gone(self.storage, self.shard) from None
         if len(data) < self.size:
             raise cut_short(self.storage, self.shard)
         return data
@@ -219,6 +219,11 @@ def sample_keys(name: str, category: str | None, frames: Sequence[str]) -> list[
 def cut_short(storage: Storage, shard: str) -> SidestepError:
     """The error of a shard that does not hold what its index says."""
     return SidestepError(f"{storage.locate(shard)}: cut short or damaged; copy it again, or delete it and pack again")
+
+
+def gone(storage: Storage, shard: str) -> SidestepError:
+    """The error of a shard that is not there, though its index is."""
+    return SidestepError(f"{storage.locate(shard)}: no such file; copy the pack again, or pack again")
 
 
 def _read_index(storage: Storage, number: int) -> ShardIndex:

@@ -12,8 +12,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
-from fsspec.core import url_to_fs
-
 from sidestep.errors import SidestepError
 from sidestep.files import atomic_path, make_folder
 
@@ -69,7 +67,7 @@ class Storage:
             except OSError as error:
                 raise SidestepError(f"{self.locate(name)}: cannot be read ({error.strerror})") from None
         with _asking(self.locate(name)):
-            system, path = url_to_fs(self.locate(name))
+            system, path = _system(self.locate(name))
             data: bytes = system.cat_file(path, start=start or None, end=None if size is None else start + size)
         if size is not None and len(data) > size:
             raise SidestepError(f"{self.locate(name)}: the server sends whole files only, not parts; copy the folder")
@@ -81,7 +79,7 @@ class Storage:
             if isinstance(self.path, Path):
                 return (self.path / name).stat().st_size
             with _asking(self.locate(name)):
-                system, path = url_to_fs(self.locate(name))
+                system, path = _system(self.locate(name))
                 return int(system.info(path)["size"])
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -92,7 +90,7 @@ class Storage:
             return sorted(path.name for path in self.path.iterdir()) if self.path.is_dir() else []
         try:
             with _asking(self.path):
-                system, path = url_to_fs(self.path)
+                system, path = _system(self.path)
                 system.invalidate_cache()
                 return sorted(str(entry).rstrip("/").rpartition("/")[2] for entry in system.ls(path, detail=False))
         except FileNotFoundError:
@@ -111,7 +109,7 @@ class Storage:
                 yield file
             return
         with _asking(self.locate(name)):
-            system, path = url_to_fs(self.locate(name))
+            system, path = _system(self.locate(name))
             stream: Any = system.open(path, "rb", block_size=STREAM_BYTES, cache_type="readahead")
         with stream:
             yield stream
@@ -131,7 +129,7 @@ class Storage:
             return
         with TemporaryDirectory(prefix="sidestep-", ignore_cleanup_errors=True) as folder:
             with _asking(self.locate(name)):
-                system, path = url_to_fs(self.locate(name))
+                system, path = _system(self.locate(name))
                 system.get_file(path, f"{folder}/{name}")
             yield Path(folder, name)
 
@@ -144,9 +142,14 @@ class Storage:
             return
         with TemporaryDirectory(prefix="sidestep-") as folder:
             yield Path(folder, name)
-            with _asking(self.locate(name), "written"):
-                system, path = url_to_fs(self.locate(name))
-                system.put_file(f"{folder}/{name}", path)
+            try:
+                with _asking(self.locate(name), "written"):
+                    system, path = _system(self.locate(name))
+                    system.put_file(f"{folder}/{name}", path)
+            except FileNotFoundError as error:
+                raise SidestepError(
+                    f"{self.locate(name)}: cannot be written ({error}); make the bucket first"
+                ) from None
 
     def make(self) -> None:
         """Makes the folder where it is not there, and tries it; behind a URL the first file that is written does.
@@ -156,6 +159,14 @@ class Storage:
         """
         if isinstance(self.path, Path):
             make_folder(self.path)
+
+
+def _system(url: str) -> tuple[Any, str]:
+    """The file system that a URL is of, and the path in it; made anew after a fork, else kept by fsspec."""
+    from fsspec.core import url_to_fs  # takes half a second to import, which folders need not wait for
+
+    system, path = url_to_fs(url)
+    return system, str(path)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sidestep.captures.packed import ShardIndex, Slice, cut_short, open_plan, read_index
+from sidestep.captures.packed import ShardIndex, Slice, cut_short, gone, open_plan, read_index
 from sidestep.captures.scene import Frame, Scene
 from sidestep.captures.storage import Storage
 from sidestep.errors import SidestepError
@@ -104,6 +104,8 @@ class _Reader:
                     yield _held(frame, sample, damaged)
         except (tarfile.TarError, EOFError, ValueError):
             raise damaged from None
+        except FileNotFoundError:
+            raise gone(self.storage, index.shard) from None
         except SidestepError:
             raise
         except Exception as error:  # a connection that breaks: each backend has exceptions of its own

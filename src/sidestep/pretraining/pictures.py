@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from sidestep.captures import Frame, read_captures
+from sidestep.captures.packed import is_pack
 from sidestep.captures.splits import Split, model_split
 from sidestep.errors import SidestepError
 from sidestep.images import SUFFIXES, load_image, resize_and_crop, to_tensor
@@ -26,6 +27,8 @@ def pictures_by_split(root: Path) -> Pictures:
     try:
         scenes = read_captures(root)
     except SidestepError:
+        if is_pack(root):
+            raise
         if not root.is_dir():
             raise SidestepError(f"{root}: no such folder of pictures or captures") from None
         if any(root.rglob("sparse")) or any(root.rglob("transforms.json")):
