@@ -1,7 +1,7 @@
 """`sidestep capture`: what looks after captured scenes."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -42,3 +42,30 @@ def inspect(
             print(f"page: {out}")
     if found.totals["errors"]:
         raise typer.Exit(1)
+
+
+def import_(
+    source: Annotated[Path, typer.Argument(help="A folder of photos, or a video.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The scene to make; its name is the scene's.")],
+    frames: Annotated[
+        int | None,
+        typer.Option(min=3, help="How many photos to use: all of a folder, the 50 sharpest of a video by default."),
+    ] = None,
+    max_size: Annotated[int, typer.Option(min=200, help="Longest side of the scene's photos, in pixels.")] = 1600,
+) -> None:
+    """Find the cameras of photos or of a video (COLMAP), and make a scene of them; the same command resumes."""
+    from sidestep.captures.photos import import_photos
+
+    with progress_bars() as progress:
+        bars: dict[str, Any] = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in bars:
+                bars[stage] = progress.add_task(stage, total=total)
+            progress.update(bars[stage], completed=done, total=total)
+
+        result = import_photos(source, folder, frames, max_size, show)
+    if manners.json:
+        report(result.to_dict())
+    else:
+        print("\n".join(result.lines()))

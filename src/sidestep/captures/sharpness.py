@@ -1,0 +1,101 @@
+"""The sharp frames of a video: of every stretch of equal time the sharpest one."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sidestep.errors import SidestepError
+from sidestep.images import gradient_energy
+
+MEASURED_AT = 640  # the longest side of the grey picture that sharpness is measured in
+
+
+def sharpness(pictures: Tensor) -> Tensor:
+    """How much finer than four pixels the detail of pictures (B, C, H, W) is, (B,); 0 where there is none at all.
+
+    The energy of the differences between neighbours, over that between means of 4×4 pixels. Blur takes the first away
+    and leaves the second, while a cloth with more pattern has more of both.
+    """
+    coarse = gradient_energy(torch.nn.functional.avg_pool2d(pictures, 4))
+    return torch.where(coarse > 0, gradient_energy(pictures) / coarse.clamp(min=1e-12), 0.0)
+
+
+def sharp_frames(
+    path: Path, count: int, progress: Callable[[int, int], None] | None = None
+) -> Iterator[tuple[float, Image.Image]]:
+    """The sharpest frame of each of `count` stretches of equal time, upright, with its time in seconds, in order.
+
+    All frames of a video that has no more than `count`; fewer where nothing was recorded for a while.
+
+    Args:
+        progress: called with (frames decoded, frames in all).
+
+    Raises:
+        SidestepError: if the file is missing, no video, or damaged.
+    """
+    times = _times(path)
+    start, length = min(times), max(times) - min(times) + 1
+    best: tuple[float, Any] | None = None
+    window = 0
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            for number, frame in enumerate(container.decode(stream)):
+                if progress is not None:
+                    progress(min(number + 1, len(times)), len(times))
+                place = number if len(times) <= count else (_time(frame, number) - start) * count // length
+                if place != window and best is not None:
+                    yield _still(best[1])
+                    best = None
+                window = place
+                value = float(sharpness(_grey(frame)))
+                if best is None or value > best[0]:
+                    best = value, frame
+    except av.FFmpegError as error:
+        raise _unreadable(path, error) from None
+    if best is not None:
+        yield _still(best[1])
+
+
+def _times(path: Path) -> list[int]:
+    """When each frame is shown, in the stream's unit, in the order of the file; nothing is decoded."""
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise SidestepError(f"{path}: holds no video; give a video or a folder of photos")
+            packets = (packet for packet in container.demux(container.streams.video[0]) if packet.size)
+            times = [_time(packet, number) for number, packet in enumerate(packets)]
+    except FileNotFoundError:
+        raise SidestepError(f"{path}: no such file or folder") from None
+    except av.FFmpegError as error:
+        raise _unreadable(path, error) from None
+    if not times:
+        raise SidestepError(f"{path}: holds no frames; export the video again")
+    return times
+
+
+def _unreadable(path: Path, error: Exception) -> SidestepError:
+    return SidestepError(f"{path}: cannot be read as a video ({error}); export it again, as MP4 for example")
+
+
+def _time(timed: Any, number: int) -> int:
+    """A packet's or frame's time; its number where the file has no times."""
+    return number if timed.pts is None else int(timed.pts)
+
+
+def _grey(frame: Any) -> Tensor:
+    """(1, 1, H, W) in [0, 1]."""
+    scale = min(1.0, MEASURED_AT / max(frame.width, frame.height))
+    small = frame.reformat(max(8, round(frame.width * scale)), max(8, round(frame.height * scale)), format="gray")
+    return torch.from_numpy(small.to_ndarray())[None, None] / 255.0
+
+
+def _still(frame: Any) -> tuple[float, Image.Image]:
+    # A phone stores what its sensor sees, and by how much that has to be turned counter-clockwise.
+    return float(frame.time or 0.0), frame.to_image().rotate(frame.rotation, expand=True)

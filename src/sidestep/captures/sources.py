@@ -1,0 +1,129 @@
+"""What a scene is made from: photos of a folder or sharp frames of a video, upright, of one size at most."""
+
+import hashlib
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from sidestep.captures.reconstruction import Photo
+from sidestep.captures.sharpness import sharp_frames
+from sidestep.errors import SidestepError
+from sidestep.images import SUFFIXES, exif_fov, load_image
+
+VIDEO_FRAMES = 50
+# Two pictures are of one place where no cell of a 32 x 32 grid differs by more, of 255: noise does not do that.
+SAME = 3.0
+
+
+def fingerprint(source: Path) -> str:
+    """Changes when any of the files does that a scene is made from.
+
+    Raises:
+        SidestepError: if nothing is there, or a folder holds no photos.
+    """
+    files = photo_files(source) if source.is_dir() else [source]
+    try:
+        facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    except OSError:
+        raise SidestepError(f"{source}: no such file or folder") from None
+    return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
+
+
+def photo_files(folder: Path) -> list[Path]:
+    """The photos of a folder, not of folders in it, by name with numbers in them by their value (2 before 10).
+
+    Raises:
+        SidestepError: if there are none.
+    """
+    files = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
+    if not files:
+        raise SidestepError(f"{folder}: no photos in it; {', '.join(SUFFIXES)} are looked for, not in folders within")
+    return sorted(files, key=lambda path: ([part.zfill(20) for part in re.split(r"(\d+)", path.name)], path.name))
+
+
+def collect(
+    source: Path, folder: Path, frames: int | None, max_size: int, progress: Callable[[int, int], None]
+) -> tuple[list[Photo], dict[str, str]]:
+    """Writes the photos that a scene is made from to `folder` as 000.jpg, 001.jpg, ...
+
+    Args:
+        source: a folder of photos, or a video.
+        frames: how many; None for all of a folder, 50 of a video.
+        max_size: pixels that the longest side is scaled down to.
+        progress: called with (files or frames read, of how many).
+
+    Returns:
+        The photos in their order, and what was left out: its original to the reason.
+
+    Raises:
+        SidestepError: if the source cannot be read, or fewer than 3 different photos are in it.
+    """
+    found = _photos(source, frames, progress) if source.is_dir() else _frames(source, frames, progress)
+    photos: list[Photo] = []
+    left_out: dict[str, str] = {}
+    last: np.ndarray | None = None
+    for original, picture, lens, fov in found:
+        if picture is None:
+            left_out[original] = "damaged"
+            continue
+        tiny = np.asarray(picture.convert("L").resize((32, 32), Image.Resampling.BOX), dtype=np.float32)
+        if last is not None and np.abs(tiny - last).max() <= SAME:
+            left_out[original] = f"the same picture as {photos[-1].original}"
+            continue
+        last = tiny
+        picture.thumbnail((max_size, max_size), Image.Resampling.LANCZOS)
+        name = f"{len(photos):03d}.jpg"
+        picture.save(folder / name, quality=98, subsampling=0)
+        lens = f"{picture.width}x{picture.height}{lens}"
+        photos.append(Photo(name, original, *picture.size, lens, fov))
+    if len(photos) < 3:
+        kind = "photos" if source.is_dir() else "frames"
+        same = sum(reason != "damaged" for reason in left_out.values())
+        told = f", {same} the same" if same else ""
+        told += f", {len(left_out) - same} damaged" if len(left_out) > same else ""
+        raise SidestepError(
+            f"{source}: {len(photos)} usable {kind}{told}; a scene needs 3 different ones at least, and 20 to 60 are "
+            "good: walk around the thing and take it from all sides"
+        )
+    return photos, left_out
+
+
+_Read = tuple[str, Image.Image | None, str, float | None]  # original, picture, lens, field of view
+
+
+def _photos(folder: Path, count: int | None, progress: Callable[[int, int], None]) -> Iterator[_Read]:
+    files = photo_files(folder)
+    if count is not None and count < len(files):
+        files = [files[int(place)] for place in np.linspace(0, len(files) - 1, count).round()]
+    for done, path in enumerate(files):
+        progress(done, len(files))
+        try:
+            picture = load_image(path)
+        except SidestepError as error:
+            warnings.warn(f"left out: {error}", stacklevel=2)
+            yield path.name, None, "", None
+            continue
+        yield path.name, picture, _lens(path), exif_fov(path)
+    progress(len(files), len(files))
+
+
+def _frames(video: Path, count: int | None, progress: Callable[[int, int], None]) -> Iterator[_Read]:
+    for seconds, picture in sharp_frames(video, count or VIDEO_FRAMES, progress):
+        yield f"{seconds:.2f} s", picture, "", None
+
+
+def _lens(path: Path) -> str:
+    """What EXIF says of the camera and its focal length, "" where it says nothing."""
+    with Image.open(path) as image:
+        try:
+            exif = image.getexif()
+            more = exif.get_ifd(ExifTags.IFD.Exif)
+        except Exception:  # damaged EXIF fails in many ways and says no more than absent EXIF
+            return ""
+    tags = ExifTags.Base
+    told = (exif.get(tags.Make), exif.get(tags.Model), more.get(tags.FocalLength), more.get(tags.FocalLengthIn35mmFilm))
+    return "".join(f" {value}".rstrip("\0 ") for value in told if value is not None)
