@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from sidestep.captures import read_captures
-from sidestep.captures.maps import read_depth, read_mask, write_depth, write_mask
+from sidestep.captures.maps import Alpha, read_depth, read_mask, write_depth, write_mask
 from sidestep.errors import SidestepError
+from sidestep.images import load_image
 
 
 @pytest.fixture
@@ -88,3 +89,41 @@ def test_maps_bend_with_a_lens_as_their_photo_does(tmp_path: Path) -> None:
 def test_mask_is_what_is_brighter_than_half(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 127, 128, 255]], dtype=np.uint8)).save(tmp_path / "m.png")
     assert read_mask(tmp_path / "m.png").tolist() == [[False, False, True, True]]
+
+
+@pytest.mark.parametrize("times", [2, 0.5])
+def test_maps_of_a_photo_that_was_made_smaller_or_larger(scene: Path, times: float) -> None:
+    frame = read_captures(scene)[0].frames[0]
+    width, height = round(frame.camera.width * times), round(frame.camera.height * times)
+    mask = torch.zeros(height, width, dtype=torch.bool)
+    mask[: height // 2, : width // 4] = True
+    write_mask(scene / "masks" / f"{Path(frame.name).stem}.png", mask)
+    write_depth(scene / "depths" / f"{Path(frame.name).stem}.png", mask.float() + 1)
+    frame = read_captures(scene)[0].frames[0]
+    found, depth = frame.load_mask(), frame.load_depth()
+    expected = torch.zeros(frame.camera.height, frame.camera.width, dtype=torch.bool)
+    expected[: frame.camera.height // 2, : frame.camera.width // 4] = True
+    assert found is not None
+    assert depth is not None
+    assert torch.equal(found, expected)
+    assert torch.equal(depth > 1.5, expected)
+
+
+def test_depth_in_floats_is_in_scene_units(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[1.5, np.nan, np.inf, -1.0, 0.0, 1e6]], dtype=np.float32)).save(tmp_path / "000.tiff")
+    assert read_depth(tmp_path / "000.tiff").tolist() == [[1.5, 0.0, 0.0, 0.0, 0.0, 1e6]]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_photos_transparency_turns_with_it(tmp_path: Path, mode: str, orientation: int) -> None:
+    pixels = np.zeros((4, 6, 4), np.uint8)
+    pixels[:, :2, 3] = 255
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(pixels).convert(mode).save(tmp_path / "a.png", exif=exif)
+    mask = Alpha.of(tmp_path / "a.png")
+    assert mask is not None
+    dark = torch.from_numpy(np.array(load_image(tmp_path / "a.png").convert("L")) < 128)
+    assert torch.equal(read_mask(mask), dark)
+    assert read_mask(mask).shape == ((4, 6) if orientation == 1 else (6, 4))

@@ -82,8 +82,9 @@ def find_scenes(path: str | Path) -> list[tuple[Path, str | None]]:
     scenes = _scenes_below(megascenes or path)
     if not scenes:
         raise SidestepError(
-            f"{path}: no scenes found; expected images/ with a COLMAP model in sparse/0, a transforms.json, another "
-            "layout of docs/formats, or folders of these, by category or not"
+            f"{path}: no scenes found; expected images/ with a COLMAP model in sparse/0, a transforms.json, the layout "
+            "of CO3D, RealEstate10K (with its frames), DTU, NeRF's synthetic scenes, DL3DV or MegaScenes, or folders "
+            "of these, by category or not"
         )
     return scenes
 

@@ -1,6 +1,7 @@
 """A captured scene: photos of one thing, each with its camera."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +57,7 @@ class Frame:
         """Which pixels of `load` are the object, (H, W) bool; None where the scene has no mask of the photo.
 
         Raises:
-            SidestepError: if the mask cannot be read, or has another size than the photo.
+            SidestepError: if the mask cannot be read, or has another shape than the photo.
         """
         return None if self.mask is None else self._fitted(read_mask(self.mask), self.mask) > 0.5
 
@@ -66,20 +67,23 @@ class Frame:
         0 where that is not known; None where the scene has no depth map of the photo.
 
         Raises:
-            SidestepError: if the map cannot be read, or has another size than the photo.
+            SidestepError: if the map cannot be read, or has another shape than the photo.
         """
         return None if self.depth is None else self._fitted(read_depth(self.depth), self.depth)
 
     def _fitted(self, values: Tensor, source: Path | Stored) -> Tensor:
-        """A map (H, W) of the photo as `load` returns it, as float32."""
+        """A map (H, W) of the photo as `load` returns it, as float32; its nearest pixels where its size is another."""
         size = self.camera.width, self.camera.height
+        values = values.float()
         if values.shape != size[::-1]:
-            raise SidestepError(
-                f"{source}: {values.shape[1]}x{values.shape[0]} pixels, but its photo has {size[0]}x{size[1]}"
-            )
+            if not _same_shape(values.shape[::-1], size):
+                raise SidestepError(
+                    f"{source}: {values.shape[1]}x{values.shape[0]} pixels, but its photo has {size[0]}x{size[1]}"
+                )
+            values = torch.nn.functional.interpolate(values[None, None], size[::-1], mode="nearest-exact")[0, 0]
         if self.lens is None:
-            return values.float()
-        return self.lens.resample(values.float()[None], self.camera.intrinsics.double().numpy(), "nearest")[0]
+            return values
+        return self.lens.resample(values[None], self.camera.intrinsics.double().numpy(), "nearest")[0]
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,7 @@ def make_frame(
     width, height, orientation = stored_size(path)
     shown = (height, width) if orientation >= 5 else (width, height)
     exact = [(lens.width, lens.height) == size for size in (shown, (width, height))]
-    alike = [_same_shape(lens, *size) for size in (shown, (width, height))]
+    alike = [_same_shape((lens.width, lens.height), size) for size in (shown, (width, height))]
     if not any(exact) and not any(alike):
         raise SidestepError(
             f"{path}: {shown[0]}x{shown[1]} pixels, but {source} describes a camera of {lens.width}x{lens.height}, "
@@ -169,6 +173,6 @@ def make_frame(
     return Frame(name, path, camera, lens if lens.distorts else None, mask, depth)
 
 
-def _same_shape(lens: Lens, width: int, height: int) -> bool:
-    """Whether width x height is the lens's size scaled, up to rounding to whole pixels."""
-    return abs(lens.width * height / lens.height - width) <= max(1.0, width / lens.width)
+def _same_shape(model: Sequence[int], size: tuple[int, int]) -> bool:
+    """Whether a size (width, height) is another one scaled, up to rounding to whole pixels."""
+    return abs(model[0] * size[1] / model[1] - size[0]) <= max(1.0, size[0] / model[0])
