@@ -64,8 +64,8 @@ def test_a_part_too_small_to_say_anything_is_no_part(pair: PairOfFrames) -> None
     assert measured_parts([none]) == {}
 
 
-def test_a_mask_of_another_size_is_refused(pair: PairOfFrames) -> None:
+def test_a_mask_of_another_shape_is_refused(pair: PairOfFrames) -> None:
     assert isinstance(pair.target.mask, Path)
-    write_mask(pair.target.mask, torch.zeros(10, 10, dtype=torch.bool))
-    with pytest.raises(SidestepError, match=r"masks/001\.png: 10x10 pixels, but its photo has 64x64"):
+    write_mask(pair.target.mask, torch.zeros(10, 20, dtype=torch.bool))
+    with pytest.raises(SidestepError, match=r"masks/001\.png: 20x10 pixels, but its photo has 64x64"):
         PairMaps.load(pair, 64)
