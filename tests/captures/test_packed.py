@@ -32,8 +32,6 @@ from sidestep.captures.packing import pack_captures
 from sidestep.captures.storage import Storage
 from sidestep.captures.streaming import stream_frames, stream_scenes
 from sidestep.errors import SidestepError
-from sidestep.inversion import InversionSettings
-from sidestep.latents import encode_captures
 
 FRAMES_PER_SHARD = 5
 SHARDS = 3
@@ -181,6 +179,7 @@ def test_a_pack_in_memory_and_at_a_file_url(scenes: list[Scene], whole: Path, me
     check_equal(read_captures(memory), scenes)
     check_equal(read_captures(Path(memory)), scenes)  # as the command line's paths are
     check_equal(list(stream_scenes(memory)), scenes)
+    check_equal(read_captures(Path(f"simplecache::{memory}")), scenes)
     check_equal(read_captures(f"file://{whole}"), scenes)
 
 
@@ -340,6 +339,9 @@ def _same(item: Any) -> Any:
 def test_encoding_a_pack_gives_the_store_of_the_folder(
     whole: Path, scenes: list[Scene], tmp_path: Path, make_tiny_pipeline: Callable[..., Any]
 ) -> None:
+    from sidestep.inversion import InversionSettings
+    from sidestep.latents import encode_captures
+
     prior = make_tiny_pipeline().prior
     for name, data in (("folder", scenes), ("pack", read_captures(whole))):
         few = [replace(scene, frames=scene.frames[:2]) for scene in data]

@@ -15,6 +15,7 @@ shard-00000.safetensors      the shard's index: what follows, and in its metadat
 An index names no file, so none can lead out of the pack.
 """
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -284,15 +285,14 @@ def _scenes(
     for described in about["scenes"]:
         names = [name for name, *_ in described["frames"]]
         keys = sample_keys(described["name"], described["category"], names)
+        cameras = _cameras(tensors, sizes, row, row + len(names))
         frames = []
-        for key, (name, *suffixes) in zip(keys, described["frames"], strict=True):
-            intrinsics, pose = (tensors[matrix][row].clone() for matrix in ("intrinsics", "world_to_camera"))
+        for key, (name, *suffixes), camera in zip(keys, described["frames"], cameras, strict=True):
             photo, mask, depth = (
                 Slice(storage, shard_name(number), f"{key}.{suffix}", *place[row]) if place[row][1] else None
                 for suffix, place in zip(suffixes, places, strict=True)
             )
             assert photo is not None  # as `_check` saw
-            camera = Camera(intrinsics, pose, *sizes[row])
             frames.append(Frame(name, photo, camera, _lens(lenses[row], *sizes[row]), mask, depth))
             row += 1
         count = described["points"]
@@ -300,6 +300,15 @@ def _scenes(
         point += count or 0
         missing = tuple(described["missing"])
         yield Scene(described["name"], described["category"], tuple(frames), points, missing), keys
+
+
+def _cameras(tensors: dict[str, Tensor], sizes: list[list[int]], start: int, end: int) -> Iterator[Camera]:
+    """The cameras of some rows. Those of one size are checked together, which takes a tenth of the time."""
+    for size, group in itertools.groupby(range(start, end), key=lambda row: tuple(sizes[row])):
+        rows = list(group)
+        intrinsics, poses = (tensors[key][rows[0] : rows[-1] + 1].clone() for key in ("intrinsics", "world_to_camera"))
+        batch = Camera(intrinsics, poses, *size)
+        yield from (batch[index] for index in range(len(rows)))
 
 
 def _lens(row: Array, width: int, height: int) -> Lens | None:

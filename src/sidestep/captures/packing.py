@@ -134,11 +134,13 @@ def _packable(scenes: Sequence[Scene]) -> list[Scene]:
 def _runs(scenes: list[Scene], frames_per_shard: int) -> Iterator[list[Scene]]:
     """The scenes of each shard."""
     run: list[Scene] = []
+    frames = 0
     for scene in scenes:
         run.append(scene)
-        if sum(len(scene.frames) for scene in run) >= frames_per_shard:
+        frames += len(scene.frames)
+        if frames >= frames_per_shard:
             yield run
-            run = []
+            run, frames = [], 0
     if run:
         yield run
 

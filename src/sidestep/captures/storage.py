@@ -180,4 +180,6 @@ def _asking(url: str, done: str = "read") -> Iterator[None]:
         raise SidestepError(f"{url}: {error}; pip install 'sidestep[packs]' brings what S3 and https need") from None
     except Exception as error:
         told = " ".join(str(error).split()) or type(error).__name__
-        raise SidestepError(f"{url}: cannot be {done} ({told})") from None
+        raise SidestepError(
+            f"{url}: cannot be {done} ({told}); check the URL, the connection and the store's credentials"
+        ) from None
