@@ -15,6 +15,7 @@ import typer
 from rich.markup import escape
 
 from sidestep.cli.app import app as page
+from sidestep.cli.capture import import_ as import_capture
 from sidestep.cli.capture import inspect as inspect_captures
 from sidestep.cli.evaluate import evaluate
 from sidestep.cli.pack import pack
@@ -163,6 +164,12 @@ app.command(rich_help_panel=DATA, epilog=_examples("sidestep evaluate --data cap
     mannered(evaluate)
 )
 capture.command(epilog=_examples("sidestep capture inspect captures --out inspect.html"))(mannered(inspect_captures))
+capture.command(
+    name="import",
+    epilog=_examples(
+        "sidestep capture import video.mp4 captures/chair", "sidestep capture import photos captures/chair"
+    ),
+)(mannered(import_capture, RESUME))
 app.add_typer(capture, name="capture", rich_help_panel=DATA)
 
 
