@@ -89,6 +89,13 @@ def test_photos_that_were_made_smaller(tmp_path):
     assert np.abs(frame.camera.project(torch.from_numpy(points))[0].numpy() - expected).max() < 1e-3
 
 
+def test_a_rotation_that_is_off_by_rounding_is_made_exact(tmp_path):
+    rough = (np.array(viewpoint(0)["R"]) * 1.0008).tolist()
+    save(tmp_path, [damage(entry("1_2_3", 0), R=rough)])
+    rotation = read_captures(tmp_path)[0].frames[0].camera.rotation
+    assert torch.allclose(rotation @ rotation.mT, torch.eye(3), atol=1e-6)
+
+
 def test_sequences_of_a_category_and_of_a_whole_download(tmp_path):
     save(tmp_path, [entry(name, index) for index in range(3) for name in ("9_9_9", "1_2_3")])
     (tmp_path / "chair" / "set_lists").mkdir()
@@ -191,7 +198,7 @@ BAD = {
     "focal length": (damage(entry("1_2_3", 0), focal_length=[-1, 1]), "not positive"),
     "two focal lengths": (damage(entry("1_2_3", 0), focal_length=[1]), "no viewpoint of R"),
     "format": (damage(entry("1_2_3", 0), intrinsics_format="pixels"), "intrinsics_format 'pixels'"),
-    "mirrored": (damage(entry("1_2_3", 0), R=(-np.array(viewpoint(0)["R"])).tolist()), "reflection"),
+    "mirrored": (damage(entry("1_2_3", 0), R=(-np.array(viewpoint(0)["R"])).tolist()), "determinant -1"),
     "sheared": (damage(entry("1_2_3", 0), R=np.triu(np.ones((3, 3))).tolist()), "not a rotation"),
     "size": (entry("1_2_3", 0) | {"image": {"path": "chair/1_2_3/images/frame000000.jpg"}}, "no entry of CO3D's"),
     "shape": (entry("1_2_3", 0, size=(48, 64)), "another shape"),

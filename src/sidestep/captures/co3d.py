@@ -22,6 +22,7 @@ from PIL import Image
 from sidestep.captures.folders import Finder
 from sidestep.captures.lens import Array, Lens
 from sidestep.captures.ply import read_ply
+from sidestep.captures.poses import rigid
 from sidestep.captures.scene import Scene, make_frame
 from sidestep.errors import SidestepError
 from sidestep.images import open_image
@@ -178,13 +179,11 @@ class _Shot:
             raise SidestepError(f"{where} has no viewpoint of R, T, focal_length and principal_point") from None
         fx, fy = focal * unit
         cx, cy = half - principal * unit
-        if not all(math.isfinite(value) for value in (fx, fy, cx, cy, *rotation.flat, *translation)):
-            raise SidestepError(f"{where} has a viewpoint that is not finite; remove the frame")
+        if not all(math.isfinite(value) for value in (fx, fy, cx, cy)):
+            raise SidestepError(f"{where} has a lens that is not finite; remove the frame")
         if min(fx, fy) <= 0 or min(self.size) < 1 or max(self.size) >= 2**24:
             raise SidestepError(f"{where} has a size or focal length that is not positive; remove the frame")
-        pose = np.eye(4)
-        pose[:3, :3] = _FLIP @ rotation.T
-        pose[:3, 3] = _FLIP @ translation
+        pose = rigid(where, _FLIP @ rotation.T, _FLIP @ translation)
         return Lens(np.array(((fx, 0.0, cx), (0.0, fy, cy), (0.0, 0.0, 1.0))), *self.size), pose
 
 

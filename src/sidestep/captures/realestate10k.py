@@ -12,6 +12,7 @@ import numpy as np
 
 from sidestep.captures.folders import hidden
 from sidestep.captures.lens import Lens
+from sidestep.captures.poses import rigid
 from sidestep.captures.scene import Scene, make_frame
 from sidestep.errors import SidestepError
 from sidestep.images import SUFFIXES, stored_size
@@ -81,7 +82,8 @@ def read_realestate10k(path: Path, category: str | None = None) -> Scene:
         intrinsics = np.array(((fx * width, 0.0, cx * width), (0.0, fy * height, cy * height), (0.0, 0.0, 1.0)))
         if fx <= 0 or fy <= 0:
             raise SidestepError(f"{where}: a focal length that is not positive; remove the line")
-        world_to_camera = np.vstack((np.reshape(pose, (3, 4)), (0.0, 0.0, 0.0, 1.0)))
+        matrix = np.reshape(pose, (3, 4))
+        world_to_camera = rigid(where, matrix[:, :3], matrix[:, 3])
         lens = Lens(intrinsics, width, height, k1, k2)
         frames.append(make_frame(photo.name, photo, lens, world_to_camera, path))
     if not frames:

@@ -17,6 +17,7 @@ from sidestep.captures.colmap import check_names
 from sidestep.captures.folders import COPIES, Finder, natural
 from sidestep.captures.lens import Array, Lens
 from sidestep.captures.maps import Alpha
+from sidestep.captures.poses import rigid
 from sidestep.captures.scene import Frame, Scene, make_frame
 from sidestep.errors import SidestepError
 from sidestep.files import write_json
@@ -24,7 +25,6 @@ from sidestep.images import stored_size
 
 _FLIP = np.diag((1.0, -1.0, -1.0, 1.0))  # OpenGL camera axes <-> OpenCV camera axes
 _PERSPECTIVE = (None, "SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV")
-_TOLERANCE = 2e-3  # of R R' = 1; instant-ngp's own files are off by up to about 1e-4 in scale
 BLENDER_FILES = ("transforms_train.json", "transforms_val.json", "transforms_test.json")
 _SUFFIXES = ("", ".png", ".jpg", ".jpeg")  # what a photo may be listed without
 _MOST_BYTES = 256 * 2**20  # of a file; 4000 frames take 4 MB
@@ -237,21 +237,9 @@ def _world_to_camera(path: Path, name: str, entry: dict[str, Any]) -> Array:
         raise SidestepError(f"{fault} a transform_matrix that is not an array of numbers") from None
     if matrix.shape not in ((3, 4), (4, 4)):
         raise SidestepError(f"{fault} a transform_matrix of shape {matrix.shape}; it must be 4x4")
-    if not np.isfinite(matrix).all():
-        raise SidestepError(f"{fault} a pose that is not finite (NaN or infinite); remove the frame")
-    if matrix.shape == (4, 4) and np.abs(matrix[3] - (0.0, 0.0, 0.0, 1.0)).max() > 1e-6:
+    if matrix.shape == (4, 4) and not np.abs(matrix[3] - (0.0, 0.0, 0.0, 1.0)).max() <= 1e-6:
         raise SidestepError(f"{fault} a transform_matrix whose last row is not 0 0 0 1; is it transposed?")
-    rotation = matrix[:3, :3]
-    error = float(np.abs(rotation @ rotation.T - np.eye(3)).max())
-    if error > _TOLERANCE or np.linalg.det(rotation) < 0:
-        raise SidestepError(
-            f"{fault} a transform_matrix that is not a rotation and a translation (R R' is off the identity by "
-            f"{error:.2g}, determinant {np.linalg.det(rotation):.2g}); remove scale, shear and mirroring"
-        )
-    u, _, vt = np.linalg.svd(rotation)  # the nearest rotation
-    camera_to_world = np.eye(4)
-    camera_to_world[:3, :3] = u @ vt
-    camera_to_world[:3, 3] = matrix[:3, 3]
+    camera_to_world = rigid(f"{path}: frame {name}", matrix[:3, :3], matrix[:3, 3])
     return np.asarray(np.linalg.inv(camera_to_world @ _FLIP), dtype=np.float64)
 
 
