@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from models import Place
 
 SECTIONS_LEFT_OUT = {"Characters", "Doors and windows", "Staircases", "Vehicles"}
-OUTDOORS = re.compile(r"chair|sofa|table|bench|bank|flower|plant box|stone lantern|lounge|hammock|dog house", re.I)
+OUTDOORS = re.compile(r"chair|sofa|table|bench|bank|flower|plant box|lounge|hammock|dog house", re.I)
 LEFT_OUT = re.compile(
     r"socket|plug|switch|railing|fence|curtain|blind|container|bill \d|speech|detector|antenna|carpet|rug$|bathmat|"
     r"doormat|tatami|screen$|shower|tennis$|fitness|treadmill|bench$.*abdominal|abdominal|wall hanger|sleeping|"
     r"hanging clothes|hood|upper|cooktop|cooker [24]|induction|air condition|water heater|cctv|surveillance|"
     r"emergency|clothes hanger|coathanger|dress$|trousers|jacket|skirt|short$|sock|snowman|beach|camping tent|"
-    r"number lock|intercom|chimney|radiator|fan$|umbrella$|dart|glove|newspaper|stove$|tool$|cards?|card game",
+    r"number lock|flashlight|stone lantern|concrete|barnum|grinder|mower|^saw$|shovel|intercom|chimney|radiator|fan$|"
+    r"umbrella$|dart|glove|newspaper|stove$|tool$|cards?|card game",
     re.I,
 )
 KINDS = (  # the first that fits the title

@@ -8,6 +8,7 @@ What fails is tried once, is written to .failed/ with Blender's last words, and 
 """
 
 import argparse
+import itertools
 import os
 import shutil
 import subprocess
@@ -44,12 +45,10 @@ def jobs(models: Sequence[Model], out: Path, scenes: int, split: str | None = No
     Raises:
         FurnitureError: if no model may be what a scene shows.
     """
-    mains = [model for model in models if model.main and split in (None, model.split)]
-    if not mains:
-        raise FurnitureError(f"none of the {len(models)} models may be a scene's main one; add models")
-    rounds = -(-scenes // len(mains))
-    order = [(model, v) for model, v in scene_order(models, rounds) if split in (None, model.split)]
-    return [Job(model, v, out / model.category / f"{model.name}s{v}") for model, v in order[:scenes]]
+    if not any(model.main and split in (None, model.split) for model in models):
+        raise FurnitureError(f"none of the {len(models)} models may be what a scene of {split or 'any split'} shows")
+    order = ((model, v) for model, v in scene_order(models) if split in (None, model.split))
+    return [Job(model, v, out / model.category / f"{model.name}s{v}") for model, v in itertools.islice(order, scenes)]
 
 
 def render(job: Job, folders: Sequence[Path], size: int) -> str | None:

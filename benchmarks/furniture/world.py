@@ -4,10 +4,10 @@ Nothing here needs Blender. Lengths are metres; z is up; the thing that the scen
 -y where it has a front.
 """
 
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from boxes import Box, blocked, overlap
@@ -20,6 +20,7 @@ Rng = np.random.Generator
 Side = Literal["north", "east", "south", "west"]
 SIDES: tuple[Side, ...] = ("north", "east", "south", "west")
 FIRST_VARIANT = 10  # scenes s1 to s9 of a model are the older set's
+FURNITURE = {"chair", "sofa", "table", "bed", "bench", "cabinet", "shelf"}
 CLEARANCE = 0.35  # metres that a camera keeps from everything
 SEEN = 0.8, 0.45  # how much of the thing is in sight: on average, and in every frame, as boxes tell
 OTHERS = 2, 6  # how many further things a scene has
@@ -146,22 +147,18 @@ class Plan:
     views: tuple[View, ...]
     light: Light
     exposure: Exposure
-    finish: dict[str, Any] = field(default_factory=dict)
-
-    def as_json(self) -> str:
-        return json.dumps(asdict(self), indent=1)
 
 
-def scene_order(models: Sequence[Model], rounds: int) -> list[tuple[Model, int]]:
-    """Which model and variant each scene shows: every main model once a round, each round in an order of its own.
+def scene_order(models: Sequence[Model]) -> Iterator[tuple[Model, int]]:
+    """Which model and variant each scene shows, without end; nothing if no model may be a scene's main one.
 
-    The order is by hash, so the first N scenes are a fair sample of all kinds and splits whatever N is.
+    A round shows every piece of furniture once, and a third of what else there is. Its order is by hash, so the first N
+    scenes are a fair sample of all kinds and splits whatever N is.
     """
     mains = [model for model in models if model.main]
-    order = []
-    for variant in range(FIRST_VARIANT, FIRST_VARIANT + rounds):
-        order += [(m, variant) for m in sorted(mains, key=lambda m: fraction("order", variant, m.name))]
-    return order
+    for variant in itertools.count(FIRST_VARIANT) if mains else ():
+        shown = [m for m in mains if m.category in FURNITURE or int(3 * fraction("turn", m.name)) == variant % 3]
+        yield from ((m, variant) for m in sorted(shown, key=lambda m: fraction("order", variant, m.name)))
 
 
 def plan_scene(model: Model, variant: int, models: Sequence[Model], frames: int = FRAMES) -> Plan:
@@ -175,6 +172,7 @@ def plan_scene(model: Model, variant: int, models: Sequence[Model], frames: int 
     name = f"{model.name}s{variant}"
     seed = int(fraction("scene", name) * 2**53)
     pool = [other for other in models if other.split == model.split and other.name != model.name]
+    pool.sort(key=lambda other: other.name)
     plans = (_Planner(model, name, seed + attempt, pool, frames).plan() for attempt in range(30))
     best = next((plan for plan in plans if plan is not None and len(plan.items) > OTHERS[0]), None)
     return replace(best or _Planner(model, name, seed, pool, frames).plan(strict=False), seed=seed)
@@ -370,7 +368,9 @@ class _Planner:
         self.placed.append((model, Box(float(x), float(y), float(z), model.size, float(angle))))
 
     def _choose(self, models: Sequence[Model]) -> Model:
-        """One of the models, the categories being equally likely."""
+        """One of the models, the categories being equally likely; one that is not in the room yet, if there is any."""
+        here = {item.model for item in self.items}
+        models = [model for model in models if model.name not in here] or models
         categories = sorted({model.category for model in models})
         category = categories[int(self.rng.integers(len(categories)))]
         fitting = [model for model in models if model.category == category]
