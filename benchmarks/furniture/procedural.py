@@ -4,10 +4,11 @@
     .infinigen/bin/pip install --no-deps -r benchmarks/furniture/requirements-procedural.txt
     .infinigen/bin/python benchmarks/furniture/procedural.py --out models/infinigen --first 1000 --count 200 --workers 2
 
-A seed alone decides the factory and the object. Infinigen is BSD-3-Clause and claims nothing in what it generates; its
-folder `infinigen_gpl` is never loaded. Each object becomes one mesh in a .blend file, with its node materials made
-cheap to render: no bump, no volumes, no light that passes through. The same command goes on where it was stopped.
-What a factory does not manage is refused, and listed in refused.json.
+A seed alone decides the factory and the object; only the order of its vertices, and with it a few faces of a mesh that
+was thinned, may differ from run to run. Infinigen is BSD-3-Clause and claims nothing in what it generates; its folder
+`infinigen_gpl` is never loaded. Each object becomes one mesh in a .blend file, with its node materials made cheap to
+render: no bump, no volumes, no light that passes through. The same command goes on where it was stopped. What a factory
+does not manage is refused, and listed in refused.json.
 """
 
 import argparse
