@@ -51,6 +51,7 @@ BAD = {
     "lists": WHOLE.replace(b"property float x", b"property list uchar int x"),
     "text that is none": WHOLE.replace(b"binary_little_endian", b"ascii"),
     "cut": WHOLE[:-30],
+    "cut by a byte": WHOLE[:-14],  # the face takes 13
 }
 
 

@@ -42,9 +42,9 @@ def read_ply(path: Path, most: int) -> Tensor:
             raise ValueError
     except (StopIteration, IndexError, KeyError, ValueError):
         raise SidestepError(f"{path}: not a PLY that begins with vertices of x, y and z; export it again") from None
-    # The shortest row of text is a digit and a space or newline a number.
-    smallest = 2 * len(properties) if order == "=" else row.itemsize
-    if not 0 <= count * smallest <= len(data) - start + 1:
+    # The shortest row of text is a digit and a space or newline a number; the last newline may be left out.
+    smallest, spare = (2 * len(properties), 1) if order == "=" else (row.itemsize, 0)
+    if not 0 <= count * smallest <= len(data) - start + spare:
         raise SidestepError(f"{path}: cut short or damaged: {count} vertices do not fit in it; export it again")
     step = max(1, -(-count // most))
     if order == "=":
