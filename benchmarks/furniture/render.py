@@ -22,7 +22,7 @@ from textures import Texture, paint
 from world import Patch, Plan, Room, Rug, Side, plan_scene
 
 Array = np.ndarray
-SAMPLES, BOUNCES = 5, 2
+SAMPLES, BOUNCES = 4, 2
 MAIN = 1  # the object index of what the scene shows
 BRIGHTEST = 0.82  # linear; nothing in a room reflects more
 WALL_DEPTH = 0.22

@@ -136,7 +136,7 @@ def concrete(rng: Rng) -> Texture:
 
 
 def carpet(rng: Rng) -> Texture:
-    field = noise(rng, 0.2) + 0.6 * noise(rng, 1.3)
+    field = noise(rng, 0.2) + 0.35 * noise(rng, 1.2)
     return Texture(tint(colour(rng, CLOTHS), field, rng.uniform(0.07, 0.14)), (1.2, 1.2), 1.0)
 
 
@@ -193,7 +193,7 @@ def wallpaper(rng: Rng) -> Texture:
         case _:  # lozenges
             mask = (np.abs((x * n) % 1 - 0.5) + np.abs((y * n) % 1 - 0.5)) % 0.5 < rng.uniform(0.06, 0.2)
     pixels = np.where(mask[..., None], figure, ground) * np.exp(0.015 * noise(rng, 0.5))[..., None]
-    return Texture(np.clip(pixels, 0, 0.95), (rng.uniform(0.5, 1.3),) * 2, 0.85)
+    return Texture(np.clip(pixels, 0, 0.95), (rng.uniform(0.35, 0.9),) * 2, 0.85)
 
 
 def rug(rng: Rng) -> Texture:
@@ -232,7 +232,7 @@ def weave(rng: Rng) -> Texture:
     x, y = _grid()
     n = int(rng.integers(40, 90))
     threads = np.sin(2 * np.pi * n * x) * np.sin(2 * np.pi * n * y)
-    field = 0.5 * threads + 0.5 * noise(rng, 0.6) + 0.5 * noise(rng, 1.4)
+    field = 0.5 * threads + 0.6 * noise(rng, 0.4) + 0.2 * noise(rng, 1.3)
     shade = np.ones((SIZE, SIZE, 3)) * 0.8
     if rng.random() < 0.3:
         stripes = np.sin(2 * np.pi * int(rng.integers(4, 14)) * x) > rng.uniform(-0.3, 0.6)
