@@ -1,7 +1,7 @@
 """Do views along a path agree with each other, and what does `consistency` change? Paths of true cameras.
 
 From one photo of each held-out scene, the views of the next cameras of its path, without and with `consistency`.
-Columns: the agreement of neighbouring views (PSNR in dB between their colours at the same points of the scene,
+Columns: the agreement of neighbouring views (PSNR in dB between their colours at the same places of the scene,
 `sidestep.evaluation.agreement`), with its 95% interval over scenes; its change from consistency 0 of the same fusion,
 with the interval of the paired difference; flicker, by how much a pixel leaves the mean of the frames before and after
 (8-bit levels; the camera's motion alone makes some); the perceptual distance to the true photos (EfficientNet-Lite0)
@@ -21,9 +21,9 @@ from table import markdown, publish, run
 from torch import Tensor
 
 from sidestep.cameras import Camera, distance_scale
-from sidestep.captures import Scene
+from sidestep.captures import Frame, Scene
 from sidestep.errors import SidestepError
-from sidestep.evaluation.agreement import agreement, shared_points
+from sidestep.evaluation.agreement import agreement, shared_places
 from sidestep.evaluation.results import Estimate
 from sidestep.evaluation.statistics import bootstrap, paired_difference
 from sidestep.features import ImageFeatures, perceptual_distance
@@ -51,9 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pipe.set_progress_bar_config(disable=True)
     features = ImageFeatures.load(pipe.device)
     scenes = held_out.held_out(options.data, options.split, options.scenes)
-    scenes = [scene for scene in scenes if len(scene.frames) > options.frames and scene.points is not None]
+    scenes = [scene for scene in scenes if len(scene.frames) > options.frames and _tells_places(scene)]
     if options.frames < 3 or not scenes:
-        raise SidestepError(f"no {options.split} scene has points and a path of {options.frames} views, 3 or more")
+        raise SidestepError(
+            f"no {options.split} scene has points or depth maps, and a path of {options.frames} views, 3 or more"
+        )
 
     # Row -> figure -> one value a scene.
     values: dict[str, dict[str, list[float | None]]] = defaultdict(lambda: defaultdict(list))
@@ -65,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         path = [frame.camera for frame in frames[1:]]
         reference = pipe.invert(frames[0].load(), frames[0].camera, scale=_scale(scene, frames[0].camera))
         category = scene.category if scene.category in pipe.tunet.config.categories else None
-        path_of = Path(scene, Camera.stack([camera.resize_and_crop(photos.shape[-1]) for camera in path]), photos)
+        path_of = Path(scene, frames[1:], photos)
 
         def add(row: str, views: Tensor, path_of: "Path" = path_of) -> None:
             for figure, value in path_of.measure(views, features).items():
@@ -106,19 +108,19 @@ class Path:
     """A path of true cameras with its true photos, to measure views of it by.
 
     Args:
-        cameras: N, of the photos' size.
-        photos: (N + 1, 3, S, S) in [-1, 1]: the reference's and the path's.
+        frames: N.
+        photos: (N + 1, 3, S, S) in [-1, 1]: the reference's and the frames'.
     """
 
-    def __init__(self, scene: Scene, cameras: Camera, photos: Tensor) -> None:
-        assert scene.points is not None
+    def __init__(self, scene: Scene, frames: Sequence[Frame], photos: Tensor) -> None:
         self.photos, self.reference = photos[1:], photos[:1]
         neighbours = [slice(i, i + 2) for i in range(len(self.photos) - 1)]
-        self.points = [(pair, shared_points(scene.points, cameras[pair], self.photos[pair])) for pair in neighbours]
+        shared = [(pair, shared_places(frames[pair], scene.points, self.photos[pair])) for pair in neighbours]
+        self.shared = [(pair, pixels) for pair, pixels in shared if pixels is not None]
 
     def measure(self, views: Tensor, features: ImageFeatures) -> dict[str, float | None]:
         """Figure -> value of views (N, 3, S, S) in [-1, 1]."""
-        agreements = [value for pair, pixels in self.points if (value := agreement(views[pair], pixels)) is not None]
+        agreements = [value for pair, pixels in self.shared if (value := agreement(views[pair], pixels)) is not None]
         curve = views[1:-1] - (views[:-2] + views[2:]) / 2
         own, photo, reference = (F.adaptive_avg_pool2d(x, 16) for x in (views, self.photos, self.reference))
         nearer = (own - photo).square().mean((1, 2, 3)) < (own - reference).square().mean((1, 2, 3))
@@ -133,6 +135,10 @@ class Path:
             "sharpness": fmean(held_out.gradient(views)) / fmean(held_out.gradient(self.photos)),
             "moved": float(nearer.float().mean()),
         }
+
+
+def _tells_places(scene: Scene) -> bool:
+    return scene.points is not None or all(frame.depth is not None for frame in scene.frames)
 
 
 def _scale(scene: Scene, reference: Camera) -> float:

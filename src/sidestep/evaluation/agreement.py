@@ -5,12 +5,16 @@ their depth maps or as points that a reconstruction found, are looked up in both
 Blur makes any two views agree, so the figure says nothing without the views' sharpness beside it.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from sidestep.cameras import Camera
+from sidestep.captures import Frame
 from sidestep.evaluation.depth import matched
+from sidestep.evaluation.maps import load_depth
 from sidestep.evaluation.results import Figure
 
 AGREEMENT = Figure("agreement", "Agreement (dB)", "higher", 2)
@@ -57,12 +61,34 @@ def shared_pixels(depths: Tensor, cameras: Camera) -> Pixels:
     return torch.cat([first, back_first]), torch.cat([second, back_second])
 
 
+def shared_places(frames: Sequence[Frame], points: Tensor | None, photos: Tensor) -> Pixels | None:
+    """Where two frames show the same places: by their depth maps, or by their scene's points where one has no map.
+
+    Args:
+        frames: two.
+        points: of their scene, (N, 3), or None.
+        photos: theirs, (2, 3, S, S) in [-1, 1].
+
+    Returns:
+        As the two functions above; None where nothing tells it.
+
+    Raises:
+        SidestepError: if a depth map cannot be read or does not fit its photo.
+    """
+    size = photos.shape[-1]
+    cameras = Camera.stack([frame.camera.resize_and_crop(size) for frame in frames])
+    depths = [depth for frame in frames if (depth := load_depth(frame, size)) is not None]
+    if len(depths) == len(frames):
+        return shared_pixels(torch.stack(depths), cameras)
+    return None if points is None else shared_points(points, cameras, photos)
+
+
 def agreement(views: Tensor, pixels: Pixels) -> float | None:
     """PSNR in dB between two views' colours at the same places, or None where there is no place.
 
     Args:
         views: (2, 3, H, W) in [-1, 1], of the cameras that the pixels were found for.
-        pixels: of `shared_points` or `shared_pixels`.
+        pixels: of `shared_places`.
     """
     if len(pixels[0]) == 0:
         return None

@@ -14,17 +14,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sidestep.cameras import Camera
 from sidestep.captures import read_captures
 from sidestep.captures.pairs import write_pairs
 from sidestep.captures.splits import Split
 from sidestep.errors import SidestepError
-from sidestep.evaluation.agreement import AGREEMENT, Pixels, agreement, shared_pixels, shared_points
+from sidestep.evaluation.agreement import AGREEMENT, Pixels, agreement, shared_places
 from sidestep.evaluation.baseline_rows import BASELINES, BLUR, PHOTOS, baseline_views
 from sidestep.evaluation.baselines import BestBlur
 from sidestep.evaluation.comparison import choose_main_row
 from sidestep.evaluation.gallery import COLUMNS, PARTS_COLUMN, SIDE, first_sheet, mark_parts
-from sidestep.evaluation.maps import PairMaps, load_depth, measured_parts
+from sidestep.evaluation.maps import PairMaps, measured_parts
 from sidestep.evaluation.metrics import GRADIENT, HIGHEST_PSNR, Metrics, Targets
 from sidestep.evaluation.predictions import Predictions
 from sidestep.evaluation.protocol import (
@@ -247,10 +246,10 @@ class _Run:
         beside = [replace(pair, target=frame_beside(pair) or pair.target) for pair in pairs]
         photos = self._photos(beside, "target")
         shared: dict[int, Pixels] = {}
-        for pair, next_one, own, both in zip(pairs, beside, maps, zip(targets, photos, strict=True), strict=True):
+        for pair, next_one, both in zip(pairs, beside, zip(targets, photos, strict=True), strict=True):
             if next_one.target is pair.target:
                 continue
-            pixels = self._shared(pair, next_one, own.target_depth, torch.stack(both))
+            pixels = shared_places((pair.target, next_one.target), pair.scene.points, torch.stack(both))
             if pixels is not None and len(pixels[0]) >= LEAST_SHARED:
                 shared[pair.position] = pixels
         if not shared:
@@ -273,14 +272,6 @@ class _Run:
                 seconds = {pair.position: view for pair, view in zip(members, views, strict=True)}
                 good = {position: view for position, view in seconds.items() if bool(view.isfinite().all())}
                 measure(row, firsts[row.name], good)
-
-    def _shared(self, pair: PairOfFrames, beside: PairOfFrames, depth: Tensor | None, photos: Tensor) -> Pixels | None:
-        """Where the target and the frame beside it show the same places; None where nothing tells it."""
-        cameras = Camera.stack([each.target.camera.resize_and_crop(self.size) for each in (pair, beside)])
-        other = load_depth(beside.target, self.size) if depth is not None else None
-        if depth is not None and other is not None:
-            return shared_pixels(torch.stack([depth, other]), cameras)
-        return None if pair.scene.points is None else shared_points(pair.scene.points, cameras, photos)
 
     def _photos(self, pairs: Sequence[PairOfFrames], which: str) -> Tensor:
         """(B, 3, S, S) in [-1, 1]."""

@@ -44,7 +44,7 @@ def mark_parts(photo: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
         marked = torch.where(parts["unseen"], 0.3 * (marked + 1) - 1, marked)
     if "object" in parts:
         mask = parts["object"].float()[None, None]
-        eroded = -functional.max_pool2d(-mask, 3, stride=1, padding=1)
+        eroded = -functional.max_pool2d(-mask, 5, stride=1, padding=2)
         outline = (mask != eroded)[0]
         marked = torch.where(outline, marked.new_tensor([1.0, 0.2, -1.0])[:, None, None], marked)
     return marked
