@@ -8,6 +8,7 @@ What fails is tried once, is written to .failed/ with Blender's last words, and 
 """
 
 import argparse
+import importlib.util
 import itertools
 import os
 import shutil
@@ -52,7 +53,7 @@ def jobs(models: Sequence[Model], out: Path, scenes: int, split: str | None = No
 
 
 def render(job: Job, folders: Sequence[Path], size: int) -> str | None:
-    """Renders a scene in a process of its own; returns what went wrong, in a line, or None."""
+    """Renders a scene in a process of its own; returns its last words if it failed, of which the last line says why."""
     command = [sys.executable, str(Path(__file__).with_name("render.py")), "--models", *map(str, folders)]
     command += ["--name", job.model.name, "--variant", str(job.variant), "--size", str(size), "--out", str(job.out)]
     # One thread each: several renderers that all want all cores only get into each other's way.
@@ -60,15 +61,10 @@ def render(job: Job, folders: Sequence[Path], size: int) -> str | None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=LIMIT)
     except subprocess.TimeoutExpired:
-        words, last = "", f"not done after {LIMIT} s"
-    else:
-        if done.returncode == 0:
-            return None
-        words = done.stdout[-4000:] + done.stderr[-4000:]
-        last = next((x for x in reversed(done.stderr.splitlines()) if x.strip()), f"ended with {done.returncode}")
-    job.failure.parent.mkdir(parents=True, exist_ok=True)
-    job.failure.write_text(f"{words}\n{last}\n", encoding="utf-8")
-    return last
+        return f"not done after {LIMIT} s"
+    if done.returncode == 0:
+        return None
+    return f"{done.stdout[-4000:]}\nended with {done.returncode}\n{done.stderr[-4000:]}".strip()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -80,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes, of one thread each")
     parser.add_argument("--size", type=int, default=256, help="of the pictures, in pixels")
     options = parser.parse_args(arguments)
+    if importlib.util.find_spec("bpy") is None:
+        raise FurnitureError(f"{sys.executable} has no bpy; run this with the Python of requirements.txt's environment")
     wanted = jobs(read_models(*options.models), options.out, options.scenes, options.split)
     left = [job for job in wanted if not job.out.is_dir() and not job.failure.exists()]
     print(f"{len(wanted)} scenes, {len(wanted) - len(left)} there or given up before", flush=True)
@@ -88,14 +86,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.out.mkdir(parents=True, exist_ok=True)
             shutil.copy(licence, options.out / licence.name)
     started, failures = time.monotonic(), 0
-    with ThreadPoolExecutor(options.workers) as pool:
+    pool = ThreadPoolExecutor(options.workers)
+    try:
         waiting = {pool.submit(render, job, options.models, options.size): job for job in left}
         for i, done in enumerate(as_completed(waiting), 1):
-            fault, job = done.result(), waiting[done]
-            failures += fault is not None
-            each = (time.monotonic() - started) / i
-            end = f"; about {each * (len(left) - i) / 60:.0f} min left"
-            print(f"[{i}/{len(left)}] {job.out.name}: {fault or 'done'}{end}", flush=True)
+            words, job = done.result(), waiting[done]
+            if words is not None:
+                failures += 1
+                job.failure.parent.mkdir(parents=True, exist_ok=True)
+                job.failure.write_text(words + "\n", encoding="utf-8")
+            minutes = (time.monotonic() - started) / i * (len(left) - i) / 60
+            end = words.splitlines()[-1] if words else "done"
+            print(f"[{i}/{len(left)}] {job.out.name}: {end}; about {minutes:.0f} min left", flush=True)
+    finally:
+        pool.shutdown(cancel_futures=True)  # an interrupt must not wait for all that is queued
     if failures:
         print(f"{failures} scenes failed: see {options.out / FAILED}; delete a file there to try its scene again")
 
