@@ -212,7 +212,7 @@ def test_a_pack_on_a_web_server(scenes: list[Scene], s3: Any, monkeypatch: pytes
     check_equal(list(stream_scenes(url)), scenes)
 
 
-def test_a_web_server_that_cannot_send_parts_is_named(whole: Path, scenes: list[Scene]) -> None:
+def test_a_web_server_that_cannot_send_parts_is_named(whole: Path) -> None:
     class Handler(SimpleHTTPRequestHandler):
         def __init__(self, *args: Any) -> None:
             super().__init__(*args, directory=str(whole))
@@ -226,7 +226,8 @@ def test_a_web_server_that_cannot_send_parts_is_named(whole: Path, scenes: list[
         read = read_captures(url)
         with pytest.raises(SidestepError, match=r"shard-00000\.tar: the server sends whole files only"):
             read[0].frames[0].load()
-        check_equal(list(stream_scenes(url)), scenes)  # which needs no parts
+        with pytest.raises(SidestepError, match=r"shard-00000\.tar: cannot be read .*range requests"):
+            list(stream_scenes(url))
     finally:
         server.shutdown()
         server.server_close()
@@ -500,16 +501,6 @@ def test_a_truncated_shard_behind_a_url_is_named_when_it_is_read(whole: Path, sc
         [frame.path.read_bytes() for scene in read_captures(memory) for frame in scene.frames]
     with pytest.raises(SidestepError, match=r"shard-00001\.tar: no such file"):
         list(stream_frames(memory))
-
-
-def test_shards_of_another_order_are_not_taken_for_this_packs(pack_copy: Path) -> None:
-    """A tar as long as the right one, with other samples in it."""
-    shard = pack_copy / "shard-00001.tar"
-    size = shard.stat().st_size
-    shutil.copy(pack_copy / "shard-00000.tar", shard)
-    os.truncate(shard, size)
-    with pytest.raises(SidestepError, match=f"^{shard}: cut short or damaged"):
-        list(stream_frames(pack_copy))
 
 
 @pytest.mark.parametrize("length", [0, 5, 0.5, -1])

@@ -97,7 +97,6 @@ class ShardIndex:
         sha256: of the tar, in hexadecimal digits.
         made_of: digest of what it was packed from.
         scenes: as they were packed; each file is a `Slice`.
-        keys: names of the samples in the tar, one a frame, in its order.
     """
 
     shard: str
@@ -105,7 +104,6 @@ class ShardIndex:
     sha256: str
     made_of: str
     scenes: tuple[Scene, ...]
-    keys: tuple[str, ...]
 
 
 def is_pack(path: str | Path) -> bool:
@@ -239,13 +237,12 @@ def _read_index(storage: Storage, number: int) -> ShardIndex:
                 about = json.loads((opened.metadata() or {})["about"])
                 tensors = {key: opened.get_tensor(key) for key in _SHAPES}
             _check(tensors, about)
-            parts = list(_scenes(storage, number, about, tensors))
+            scenes = tuple(_scenes(storage, number, about, tensors))
         except SidestepError as error:  # a camera or a name that cannot be
             raise SidestepError(f"{where}: {error}") from None
         except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise damaged from None
-    scenes, keys = tuple(scene for scene, _ in parts), tuple(key for _, names in parts for key in names)
-    return ShardIndex(shard_name(number), about["size"], about["sha256"], about["made_of"], scenes, keys)
+    return ShardIndex(shard_name(number), about["size"], about["sha256"], about["made_of"], scenes)
 
 
 def _check(tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
@@ -275,10 +272,8 @@ def _check(tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
             raise ValueError(key)
 
 
-def _scenes(
-    storage: Storage, number: int, about: dict[str, Any], tensors: dict[str, Tensor]
-) -> Iterator[tuple[Scene, list[str]]]:
-    """Each scene with its samples' keys. What is taken out of the tensors is copied, and does not hold the file."""
+def _scenes(storage: Storage, number: int, about: dict[str, Any], tensors: dict[str, Tensor]) -> Iterator[Scene]:
+    """The scenes of an index. What is taken out of the tensors is copied, and does not hold the file."""
     sizes, lenses = tensors["size"].tolist(), tensors["lens"].numpy()
     places = [tensors[key].tolist() for key in FILES]
     row = point = 0
@@ -299,7 +294,7 @@ def _scenes(
         points = None if count is None else tensors["points"][point : point + count].clone()
         point += count or 0
         missing = tuple(described["missing"])
-        yield Scene(described["name"], described["category"], tuple(frames), points, missing), keys
+        yield Scene(described["name"], described["category"], tuple(frames), points, missing)
 
 
 def _cameras(tensors: dict[str, Tensor], sizes: list[list[int]], start: int, end: int) -> Iterator[Camera]:

@@ -17,7 +17,8 @@ from sidestep.files import atomic_path, make_folder
 
 # Two letters or more, because C:/ is a disk; and caching:: may stand before it. A Path keeps one slash of the two.
 _URL = re.compile(r"((?:\w+::)*[A-Za-z][A-Za-z0-9+.-]+):/+")
-STREAM_BYTES = 8 * 2**20  # of a file behind a URL that are fetched at once where it is read front to back
+# Of a file that is read from front to back, what is fetched at once: on a disk, and behind a URL.
+LOCAL_BYTES, REMOTE_BYTES = 2**20, 8 * 2**20
 
 
 @dataclass(frozen=True)
@@ -98,25 +99,25 @@ class Storage:
 
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
-        """A file to read from front to back.
+        """A file to read from front to back, in which one may skip.
 
         Raises:
             FileNotFoundError: if it is not there.
             SidestepError: if it cannot be opened.
         """
         if isinstance(self.path, Path):
-            with open(self.path / name, "rb") as file:
+            with open(self.path / name, "rb", buffering=LOCAL_BYTES) as file:
                 yield file
             return
         with _asking(self.locate(name)):
             system, path = _system(self.locate(name))
-            stream: Any = system.open(path, "rb", block_size=STREAM_BYTES, cache_type="readahead")
+            stream: Any = system.open(path, "rb", block_size=REMOTE_BYTES, cache_type="readahead")
         with stream:
             yield stream
 
     @contextmanager
     def local(self, name: str) -> Iterator[Path]:
-        """A file as one on the disk, fetched if it is behind a URL; it may be mapped into memory and outlives this.
+        """A file as one on the disk, fetched if it is behind a URL.
 
         Raises:
             FileNotFoundError: if it is not there.

@@ -1,14 +1,14 @@
-"""A pack's scenes and frames in the order of its shards, which are read from front to back, by webdataset.
+"""A pack's scenes and frames in the order of its shards, which are read from front to back, as webdataset's pipelines.
 
-One request, or one long read, serves a whole shard: the fastest that a disk or an object store can be read. Scenes come
-as a folder's do, except that their photos are held in memory.
+Few long reads serve a whole shard: the fastest way to read a disk or an object store. Scenes come as a folder's do,
+except that their photos are held in memory. Where files lie in a shard is taken from its index, not from the tar's own
+headers, which could claim sizes without bound.
 """
 
-import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from sidestep.captures.packed import ShardIndex, Slice, cut_short, gone, open_plan, read_index
 from sidestep.captures.scene import Frame, Scene
@@ -90,40 +90,32 @@ class _Reader:
             yield index, self._read(index)
 
     def _read(self, index: ShardIndex) -> Iterator[Frame]:
-        from webdataset.tariterators import group_by_keys, tar_file_expander
-
-        frames = (frame for scene in index.scenes for frame in scene.frames)
-        damaged = cut_short(self.storage, index.shard)
         try:
             with self.storage.open(index.shard) as stream:
-                samples = group_by_keys(tar_file_expander([{"url": index.shard, "stream": stream}]))
-                for key, frame in zip(index.keys, frames, strict=True):
-                    sample = next(samples, None)
-                    if sample is None or sample["__key__"] != key:
-                        raise damaged
-                    yield _held(frame, sample, damaged)
-        except (tarfile.TarError, EOFError, ValueError):
-            raise damaged from None
+                for scene in index.scenes:
+                    for frame in scene.frames:
+                        photo, mask, depth = (_held(source, stream) for source in (frame.path, frame.mask, frame.depth))
+                        assert photo is not None
+                        yield replace(frame, path=photo, mask=mask, depth=depth)
         except FileNotFoundError:
             raise gone(self.storage, index.shard) from None
+        except EOFError:
+            raise cut_short(self.storage, index.shard) from None
         except SidestepError:
             raise
         except Exception as error:  # a connection that breaks: each backend has exceptions of its own
             raise SidestepError(f"{self.storage.locate(index.shard)}: cannot be read ({error})") from None
 
 
-def _held(frame: Frame, sample: dict[str, Any], damaged: SidestepError) -> Frame:
-    def held(source: Any) -> Held | None:
-        if source is None:
-            return None
-        data = sample.get(source.name.partition(".")[2])
-        if data is None or len(data) != source.size:
-            raise damaged
-        return Held(source, data)
-
-    photo, mask, depth = (held(source) for source in (frame.path, frame.mask, frame.depth))
-    assert photo is not None
-    return replace(frame, path=photo, mask=mask, depth=depth)
+def _held(source: Any, stream: BinaryIO) -> Held | None:
+    """A file of a shard, from the shard's stream; EOFError if that ends before."""
+    if source is None:
+        return None
+    stream.seek(source.start)
+    data = stream.read(source.size)
+    if len(data) < source.size:
+        raise EOFError
+    return Held(source, data)
 
 
 def _frames(shards: Iterable[tuple[ShardIndex, Iterator[Frame]]]) -> Iterator[tuple[str, Frame]]:
