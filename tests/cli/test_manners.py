@@ -231,7 +231,7 @@ COMPLETE = "from sidestep.cli import main; import sys; sys.argv[0] = 'sidestep';
         ("sidestep view --trajectory dolly", {"dolly", "dolly-zoom"}),
         ("sidestep view a.jpg --category so", {"sofa"}),
         ("sidestep view a.jpg --fusion ", {"auto", "variance", "addition"}),
-        ("sidestep capture ", {"inspect"}),
+        ("sidestep capture ", {"inspect", "import"}),
     ],
 )
 def test_the_shell_completes_commands_options_and_values(typed: str, offered: set[str]) -> None:

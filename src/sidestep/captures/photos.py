@@ -35,6 +35,7 @@ from sidestep.files import make_folder, write_json
 
 MAX_SIZE = 1600  # pixels of the longest side; Gaussian splatting's usual limit too
 LEAST_PLACED, LEAST_SHARE = 3, 0.2
+LEAST_DEEP = 0.2  # share of the photos that show depth; of a camera that only turns, none do
 LEAST_ANGLE = 2.0  # degrees between rays, median; COLMAP keeps points from 1.5 on
 _log = logging.getLogger(__name__)
 _FEW_FEATURES, _LEAST_TO_PLACE = 150, 30  # the latter is COLMAP's
@@ -245,10 +246,10 @@ def _prepare(
 def _check(source: Path, photos: list[Photo], found: Found) -> None:
     """Refuses what is no scene."""
     placed = sum(found.placed)
-    enough = placed >= max(LEAST_PLACED, LEAST_SHARE * len(photos))
-    if enough and found.angle >= LEAST_ANGLE:
+    is_deep = found.deep >= LEAST_DEEP * len(photos) and (found.angle >= LEAST_ANGLE or not placed)
+    if is_deep and placed >= max(LEAST_PLACED, LEAST_SHARE * len(photos)):
         return
-    if enough or (found.verified and found.flat >= 0.8 * found.verified and found.verified >= len(photos) - 1):
+    if not is_deep and found.verified >= len(photos) / 2:
         raise SidestepError(
             f"{source}: the photos overlap but show no depth, as if the camera had only turned, or the thing were "
             "flat; step to the side between photos, walking around the thing"

@@ -76,7 +76,7 @@ class Found:
         placed: whether it has a camera in the largest model.
         models: numbers of photos of all models found, the largest first.
         verified: pairs of photos whose matches fit a common geometry.
-        flat: those of them that a plane or a turn of the camera on the spot explains as well.
+        deep: photos in a pair that neither a plane nor a turn of the camera on the spot explains.
         points, track_length, reprojection_error: of the largest model; the mean number of photos that see a point; px.
         angle: degrees between the rays to a point, median of the points; the widest of each.
         focal: of each lens, pixels.
@@ -88,7 +88,7 @@ class Found:
     placed: list[bool]
     models: list[int]
     verified: int
-    flat: int
+    deep: int
     points: int
     track_length: float
     reprojection_error: float
@@ -189,7 +189,7 @@ def _main(work: Path) -> None:
 
 
 def _die_with_parent() -> None:
-    sys.stdin.buffer.read()
+    os.read(0, 1)  # sys.stdin's lock, held by a thread, would crash the interpreter at its end
     os._exit(1)
 
 
@@ -324,22 +324,23 @@ def _found(work: Path, photos: Sequence[Photo], models: Sequence[Any]) -> Found:
         features = [database.num_keypoints_for_image(number) for number in range(1, len(photos) + 1)]
         ids, geometries = database.read_two_view_geometries()
     matches, matches_placed = [(0, 0)] * len(photos), [(0, 0)] * len(photos)
-    verified = flat = 0
+    verified, deep = 0, set()
     kinds = pycolmap.TwoViewGeometryConfiguration
     for pair, geometry in zip(ids, geometries, strict=True):
         inliers = len(geometry.inlier_matches)
         if inliers < LEAST_INLIERS:
             continue
         verified += 1
-        flat += geometry.config in (kinds.PLANAR, kinds.PANORAMIC, kinds.PLANAR_OR_PANORAMIC)
         first, second = (number - 1 for number in pycolmap.pair_id_to_image_pair(pair))
+        if geometry.config not in (kinds.PLANAR, kinds.PANORAMIC, kinds.PLANAR_OR_PANORAMIC):
+            deep |= {first, second}
         for one, other in ((first, second), (second, first)):
             matches[one] = max(matches[one], (inliers, other))
             if placed[other]:
                 matches_placed[one] = max(matches_placed[one], (inliers, other))
     numbers = [model.num_reg_images() for model in models]
     if best is None:
-        return Found(features, matches, matches_placed, placed, numbers, verified, flat, 0, 0.0, 0.0, 0.0, {})
+        return Found(features, matches, matches_placed, placed, numbers, verified, len(deep), 0, 0.0, 0.0, 0.0, {})
     focal = {
         photos[number - 1].lens: float(best.camera(best.image(number).camera_id).mean_focal_length())
         for number in best.reg_image_ids()
@@ -351,7 +352,7 @@ def _found(work: Path, photos: Sequence[Photo], models: Sequence[Any]) -> Found:
         placed,
         numbers,
         verified,
-        flat,
+        len(deep),
         best.num_points3D(),
         best.compute_mean_track_length(),
         best.compute_mean_reprojection_error(),

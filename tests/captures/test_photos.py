@@ -1,0 +1,273 @@
+"""Photos and videos become scenes: of a drawn corner whose cameras are known, and of the shared captures' fox."""
+
+import json
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import ExifTags, Image, ImageFilter
+
+from sidestep.cameras import Camera, vertical
+from sidestep.captures import read_captures
+from sidestep.captures.photos import import_photos
+from sidestep.captures.reconstruction import pairs
+from sidestep.captures.sharpness import sharp_frames
+from sidestep.errors import SidestepError
+
+sys.path.insert(0, str(Path(__file__).parent))
+import corner
+
+sys.path.pop(0)
+FOX = Path(__file__).parents[3] / "shared/data/fox"
+pytest.importorskip("pycolmap", minversion="4")
+
+
+def errors(found: list[Camera], true: list[Camera]) -> tuple[np.ndarray, np.ndarray]:
+    """Degrees, and distances in percent of the true centres' root mean square distance from their mean, after the
+    similarity that brings the found centres nearest to the true ones (Umeyama 1991)."""
+    a, b = (np.stack([camera.centre.double().numpy() for camera in cameras]) for cameras in (found, true))
+    away_a, away_b = a - a.mean(0), b - b.mean(0)
+    u, s, vt = np.linalg.svd(away_b.T @ away_a)
+    signs = np.array([1.0, 1.0, np.sign(np.linalg.det(u @ vt))])
+    rotation = u * signs @ vt
+    scale = (s * signs).sum() / (away_a**2).sum()
+    moved = scale * away_a @ rotation.T
+    off = np.linalg.norm(moved - away_b, axis=1) / np.sqrt((away_b**2).sum(1).mean())
+    turns = [
+        np.trace(one.rotation.double().numpy() @ rotation.T @ other.rotation.double().numpy().T)
+        for one, other in zip(found, true, strict=True)
+    ]
+    return np.degrees(np.arccos(np.clip((np.array(turns) - 1.0) / 2.0, -1.0, 1.0))), 100.0 * off
+
+
+def write_photos(folder: Path, cameras: list[Camera], seed: int = 0) -> None:
+    folder.mkdir()
+    exif = Image.Exif()
+    diagonal = (
+        np.hypot(36, 24) * min(cameras[0].width, cameras[0].height) / np.hypot(cameras[0].width, cameras[0].height)
+    )
+    focal = round(diagonal / 2 / np.tan(np.radians(corner.FOV / 2)))
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.FocalLengthIn35mmFilm] = focal
+    for number, camera in enumerate(cameras, start=1):
+        corner.photograph(camera, seed).save(folder / f"IMG_{number}.jpg", quality=95, exif=exif)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten photos of the corner, one of another thing, and a damaged one."""
+    folder = tmp_path_factory.mktemp("source") / "photos"
+    write_photos(folder, corner.cameras(10, 320, 240))
+    corner.photograph(corner.cameras(1, 320, 240)[0], seed=7).save(folder / "IMG_11.png")
+    (folder / "IMG_12.jpg").write_bytes((folder / "IMG_1.jpg").read_bytes()[:3000])
+    return folder
+
+
+KILLED = """
+import os, signal, sys
+from sidestep.captures.photos import import_photos
+def progress(stage, done, total):
+    if stage == sys.argv[3]:
+        os.kill(os.getpid(), signal.SIGKILL)
+import_photos(sys.argv[1], sys.argv[2], progress=progress)
+"""
+
+
+def killed_then_resumed(source: Path, folder: Path, stage: str) -> None:
+    command = [sys.executable, "-c", KILLED, str(source), str(folder), stage]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == -9
+    assert not folder.exists()
+    told: list[tuple[str, int, int]] = []
+    import_photos(source, folder, progress=lambda *state: told.append(state))
+    assert "photos" not in {stage for stage, _, _ in told}
+    assert {done for stage, done, _ in told if stage == "features"} == {11}
+
+
+@pytest.fixture(scope="module")
+def scene(source: Path) -> Path:
+    """Made by a run that was killed after the features, and the same call again."""
+    folder = source.parent / "captures" / "corner"
+    killed_then_resumed(source, folder, "matching")
+    return folder
+
+
+def test_the_cameras_are_where_they_were(scene: Path) -> None:
+    (found,) = read_captures(scene)
+    assert [frame.name for frame in found.frames] == [f"{number:03d}.jpg" for number in range(10)]
+    turned, moved = errors([frame.camera for frame in found.frames], corner.cameras(10))
+    assert turned.max() < 0.5
+    assert moved.max() < 2.0
+    assert found.points is not None
+    assert len(found.points) > 300
+    up = vertical(Camera.stack([frame.camera for frame in found.frames]))
+    assert up is not None
+    assert np.allclose(up.numpy(), (0.0, -1.0, 0.0), atol=1e-3)
+    for frame in found.frames:
+        assert frame.lens is None
+        assert frame.load().size == (frame.camera.width, frame.camera.height)
+
+
+def test_points_are_where_the_photos_show_them(scene: Path) -> None:
+    """The observations are of the written photos, so that what trains on them need not undistort."""
+    import pycolmap
+
+    model = pycolmap.Reconstruction(scene / "sparse" / "0")
+    assert {camera.model.name for camera in model.cameras.values()} == {"PINHOLE"}
+    offs = [
+        np.linalg.norm(image.project_point(model.points3D[seen.point3D_id].xyz) - seen.xy)
+        for image in model.images.values()
+        for seen in image.get_observation_points2D()
+    ]
+    assert np.mean(offs) < 0.5
+
+
+def test_the_report_says_what_came_of_each_photo(scene: Path, source: Path) -> None:
+    report = json.loads((scene / "import.json").read_text(encoding="utf-8"))
+    assert (report["registered"], report["total"]) == (10, 12)
+    assert report["photos"][9] == {"name": "009.jpg", "original": "IMG_10.jpg", "reason": None}
+    *_, other, damaged = report["photos"]
+    assert (other["original"], other["reason"]) == ("IMG_11.png", "overlaps with no other photo")
+    assert (damaged["original"], damaged["reason"]) == ("IMG_12.jpg", "damaged")
+    assert report["mean_reprojection_error"] < 0.5
+    (lens,) = report["lenses"]
+    assert lens["photos"] == 10
+    assert abs(lens["fov"] - corner.FOV) < 1.5
+    assert abs(lens["exif_fov"] - corner.FOV) < 2.0
+    assert "corner" in (scene / "import.html").read_text(encoding="utf-8")
+    assert [path.name for path in scene.parent.iterdir()] == ["corner"]
+
+
+def test_a_scene_that_is_there_is_kept_and_nothing_else_is_overwritten(
+    scene: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sidestep.captures.photos.reconstruct", None)
+    assert import_photos(source, scene).placed == 10
+    copy = tmp_path / "copy"
+    shutil.copytree(scene, copy)
+    other = tmp_path / "other"
+    shutil.copytree(source, other, copy_function=shutil.copyfile)
+    with pytest.raises(SidestepError, match="made from other photos"):
+        import_photos(other, copy)
+    (copy / "notes.txt").write_text("mine")
+    with pytest.raises(SidestepError, match=r"notes\.txt, which this command did not write"):
+        import_photos(source, copy)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["mapping", "undistorting"])
+def test_a_killed_run_ends_as_one_that_was_not(scene: Path, source: Path, tmp_path: Path, stage: str) -> None:
+    folder = tmp_path / "again"
+    killed_then_resumed(source, folder, stage)
+    with pytest.warns(UserWarning, match=r"IMG_12.jpg: the image is damaged"):
+        import_photos(source, tmp_path / "whole")
+    for other in (folder, tmp_path / "whole"):
+        (first,), (again,) = read_captures(scene), read_captures(other)
+        for one, two in zip(first.frames, again.frames, strict=True):
+            assert np.allclose(one.camera.world_to_camera, two.camera.world_to_camera, atol=1e-5)
+            assert np.array_equal(np.asarray(one.load()), np.asarray(two.load()))
+
+
+def test_photos_of_different_things_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for seed in range(3):
+        corner.photograph(corner.cameras(3, 240, 180)[1], seed).save(tmp_path / "photos" / f"{seed}.png")
+    with pytest.raises(SidestepError, match="only 0 of 3 photos can be put together, because they do not overlap"):
+        import_photos(tmp_path / "photos", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_camera_that_only_turned_is_refused(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", corner.cameras(4, 320, 240, turn_only=True))
+    with pytest.raises(SidestepError, match="show no depth, as if the camera had only turned"):
+        import_photos(tmp_path / "photos", tmp_path / "out")
+
+
+def test_what_holds_no_scene_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    with pytest.raises(SidestepError, match="no photos in it"):
+        import_photos(photos, tmp_path / "out")
+    picture = corner.photograph(corner.cameras(1, 64, 48)[0])
+    for number in range(4):
+        picture.save(photos / f"{number}.png")
+    with pytest.raises(SidestepError, match="1 usable photos, 3 the same"):
+        import_photos(photos, tmp_path / "out")
+    (tmp_path / "a.mp4").write_bytes(b"no video")
+    with pytest.raises(SidestepError, match=r"a\.mp4: cannot be read as a video"):
+        import_photos(tmp_path / "a.mp4", tmp_path / "out")
+    with pytest.raises(SidestepError, match="no such file or folder"):
+        import_photos(tmp_path / "b.mp4", tmp_path / "out")
+    monkeypatch.setitem(sys.modules, "pycolmap", None)
+    with pytest.raises(SidestepError, match=r"pip install 'sidestep\[captures\]'"):
+        import_photos(photos, tmp_path / "out")
+
+
+def write_video(path: Path, pictures: list[Image.Image]) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height = pictures[0].size
+        stream.pix_fmt, stream.options = "yuv420p", {"crf": "8"}
+        for picture in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_image(picture)))
+        container.mux(stream.encode())
+
+
+def blurred_but_for_one_in_four(cameras: list[Camera]) -> list[Image.Image]:
+    sharp = [corner.photograph(camera) for camera in cameras]
+    soft = ImageFilter.GaussianBlur(1.5)
+    return [picture if place == 1 else picture.filter(soft) for picture in sharp for place in range(4)]
+
+
+def test_the_sharp_frames_of_a_video_are_taken_upright(tmp_path: Path) -> None:
+    path = tmp_path / "video.mp4"
+    write_video(path, blurred_but_for_one_in_four(corner.cameras(5, 160, 120)))
+    taken = list(sharp_frames(path, 5))
+    assert [seconds for seconds, _ in taken] == pytest.approx([0.1, 0.5, 0.9, 1.3, 1.7])
+    assert len(list(sharp_frames(path, 100))) == 20
+
+    data = path.read_bytes()
+    matrix = data.index(b"tkhd") + 44
+    turned = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)  # as a phone held upright has it
+    path.write_bytes(data[:matrix] + turned + data[matrix + 36 :])
+    upright = next(iter(sharp_frames(path, 5)))[1]
+    assert np.array_equal(np.asarray(upright), np.rot90(np.asarray(taken[0][1]), -1))
+
+
+@pytest.mark.slow
+def test_a_video_becomes_a_scene(tmp_path: Path) -> None:
+    cameras = corner.cameras(10, 320, 240)
+    write_video(tmp_path / "video.mp4", blurred_but_for_one_in_four(cameras))
+    result = import_photos(tmp_path / "video.mp4", tmp_path / "out", frames=10)
+    assert result.photos[2].original == "0.90 s"
+    (scene,) = read_captures(tmp_path / "out")
+    turned, moved = errors([frame.camera for frame in scene.frames], cameras)
+    assert turned.max() < 0.5
+    assert moved.max() < 2.0
+
+
+def test_many_photos_are_matched_with_their_neighbours_alone() -> None:
+    assert len(list(pairs(50))) == 50 * 49 / 2
+    found = set(pairs(400))
+    assert len(found) < 400 * 16
+    assert {(7, 8), (7, 17), (7, 23), (7, 263)} < found
+    assert (7, 18) not in found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not FOX.is_dir(), reason="needs the shared captures")
+def test_the_foxs_cameras_are_found_again(tmp_path: Path) -> None:
+    result = import_photos(FOX / "images", tmp_path / "fox")
+    assert result.placed >= 45
+    (given,), (found,) = read_captures(FOX), read_captures(tmp_path / "fox")
+    original = {photo.name: photo.original for photo in result.photos}
+    by_name = {frame.name: frame.camera for frame in given.frames}
+    turned, moved = errors(
+        [frame.camera for frame in found.frames], [by_name[original[frame.name] or ""] for frame in found.frames]
+    )
+    assert np.median(turned) < 1.0
+    assert np.median(moved) < 2.0
