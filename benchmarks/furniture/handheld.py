@@ -74,9 +74,9 @@ def turns(rng: Rng, frames: int) -> Array:
 
 def elevations(rng: Rng, frames: int, lowest: float, highest: float) -> Array:
     """Degrees (frames,) within the limits, most often as one looks at a thing: somewhat from above."""
-    low, high = np.sort(lowest + (highest - lowest) * rng.beta(1.2, 1.6, 2))
-    if high - low < 12:
-        low, high = max(lowest, low - 8), min(highest, high + 8)
+    low, high = np.sort(lowest + (highest - lowest) * rng.beta((1.0, 1.4), (2.2, 1.2)))
+    if high - low < 20:
+        low, high = max(lowest, low - 12), min(highest, high + 12)
     line = smooth(rng, frames, 3)
     line = (line - line.min()) / max(float(np.ptp(line)), 1e-6)
     return low + (high - low) * line
