@@ -1,6 +1,7 @@
 """The benchmarks' tables, on a miniature prior and the committed captures."""
 
 import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -97,3 +98,14 @@ def test_the_agreement_of_views_is_beside_that_of_the_true_photos(table, make_ti
     assert change == pytest.approx(float(rows["A, 0.5"][0].split()[0]) - float(rows["A, 0"][0].split()[0]), abs=0.011)
     with pytest.raises(SidestepError, match="3 or more"):
         table("consistency", *options[:-1], "2")
+
+
+@pytest.mark.slow
+def test_packs_are_read_from_a_folder_and_a_server(monkeypatch, capsys):
+    monkeypatch.setattr("os.environ", os.environ.copy())
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    importlib.import_module("packing").main(["--data", str(DATA), "--repeats", "1", "--remote-frames", "3"])
+    caption, *lines = capsys.readouterr().out.splitlines()
+    assert "75 frames" in caption
+    assert len(lines[3:]) == 9
+    assert all(float(cell.split()[0]) > 0 for line in lines[3:] for cell in line.strip("|").split("|")[1:])
