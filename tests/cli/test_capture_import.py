@@ -44,7 +44,7 @@ def test_what_came_of_the_photos_is_printed(
         assert json.loads(printed)["photos"][1]["reason"] == "overlaps with no other photo"
         return
     assert "no camera: b.jpg: overlaps with no other photo" in printed
-    assert "of 30 photos, kept, and of 12, left out" in printed
+    assert "models: 2 that do not connect; kept: the one of 30, not 12" in printed
     assert "field of view: 45.0° (47.5° by EXIF), 30 photos" in printed
 
 
