@@ -18,7 +18,7 @@ UNBOUNDED = 10_000  # columns; a table takes what it needs of them
 
 
 def evaluate(
-    data: Annotated[Path, typer.Option(help="Captures, of which the held-out scenes are evaluated.")],
+    data: Annotated[str, typer.Option(help="Captures, or a pack's URL, of which the held-out scenes are evaluated.")],
     out: Annotated[Path, typer.Option(help="Folder of the report.")],
     model: Annotated[str, typer.Option(help="Model folder or hub id.")] = "bundled",
     prior: Annotated[str | None, typer.Option(help="Prior's folder or hub id, for a model of TUNet alone.")] = None,
