@@ -10,7 +10,7 @@ from sidestep.errors import SidestepError
 
 
 def inspect(
-    data: Annotated[Path, typer.Argument(help="Captures: MVImgNet, COLMAP, transforms.json, CO3D and others.")],
+    data: Annotated[Path, typer.Argument(help="Captures: MVImgNet, COLMAP, CO3D and others, or a pack or its URL.")],
     out: Annotated[
         Path | None, typer.Option(metavar="PAGE.html", help="Write a page with pictures of the cameras.")
     ] = None,

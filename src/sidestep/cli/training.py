@@ -9,7 +9,7 @@ from sidestep.cli.terminal import Config, Device, Overrides, progress_bars, repo
 
 
 def encode(
-    data: Annotated[Path, typer.Argument(help="Captures: MVImgNet, COLMAP, transforms.json, CO3D and others.")],
+    data: Annotated[Path, typer.Argument(help="Captures: MVImgNet, COLMAP, CO3D and others, or a pack or its URL.")],
     out: Annotated[Path, typer.Option(help="Folder of the store of latents.")],
     prior: Annotated[str, typer.Option(help="Prior's folder or hub id.")] = "bundled",
     t_star: Annotated[
