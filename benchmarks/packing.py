@@ -1,6 +1,7 @@
 """How fast a captured set is read: its loose files, a pack of it frame by frame, and a pack from front to back.
 
-Frames are read in one thread, in an order drawn once for all (the stream: in the pack's own), decoded and not.
+Frames are read in one thread, in an order drawn once for all (the stream: in the pack's own, and
+reading its indexes each time, as the others did before), decoded and not.
 Warm: the files are in the system's cache. Cold: the system was asked to forget them before each run (posix_fadvise); a
 disk's or a host's own cache remains. The processor's time is this process's own, a frame; the clock also counts what it
 waited for others. S3: moto's server, a process of its own on the loopback, which tells what a request costs and nothing
