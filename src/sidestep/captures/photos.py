@@ -153,7 +153,7 @@ def import_photos(
 
     Interrupted or killed, the same call goes on in the stage that it was in; with another source or other settings it
     begins anew. The scene's folder appears whole. An earlier import of the same photos is returned as it is, or
-    replaced if the settings differ. Two runs on one machine agree to about 1e-9 in the poses.
+    replaced if the settings differ. Random numbers start from one seed.
 
     Args:
         source: a folder of photos, or a video.
