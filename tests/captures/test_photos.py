@@ -19,30 +19,13 @@ from sidestep.captures.reconstruction import pairs
 from sidestep.captures.sharpness import sharp_frames
 from sidestep.errors import SidestepError
 
-sys.path.insert(0, str(Path(__file__).parent))
-import corner
-
-sys.path.pop(0)
-FOX = Path(__file__).parents[3] / "shared/data/fox"
 pytest.importorskip("pycolmap", minversion="4")
-
-
-def errors(found: list[Camera], true: list[Camera]) -> tuple[np.ndarray, np.ndarray]:
-    """Degrees, and distances in percent of the true centres' root mean square distance from their mean, after the
-    similarity that brings the found centres nearest to the true ones (Umeyama 1991)."""
-    a, b = (np.stack([camera.centre.double().numpy() for camera in cameras]) for cameras in (found, true))
-    away_a, away_b = a - a.mean(0), b - b.mean(0)
-    u, s, vt = np.linalg.svd(away_b.T @ away_a)
-    signs = np.array([1.0, 1.0, np.sign(np.linalg.det(u @ vt))])
-    rotation = u * signs @ vt
-    scale = (s * signs).sum() / (away_a**2).sum()
-    moved = scale * away_a @ rotation.T
-    off = np.linalg.norm(moved - away_b, axis=1) / np.sqrt((away_b**2).sum(1).mean())
-    turns = [
-        np.trace(one.rotation.double().numpy() @ rotation.T @ other.rotation.double().numpy().T)
-        for one, other in zip(found, true, strict=True)
-    ]
-    return np.degrees(np.arccos(np.clip((np.array(turns) - 1.0) / 2.0, -1.0, 1.0))), 100.0 * off
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(Path(__file__).parent)
+    patch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    import corner
+    from import_photos import errors  # degrees, and percent of the spread
+FOX = Path(__file__).parents[3] / "shared/data/fox"
 
 
 def write_photos(folder: Path, cameras: list[Camera], seed: int = 0) -> None:

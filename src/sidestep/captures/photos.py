@@ -314,6 +314,7 @@ def _write_page(work: Path, folder: Path) -> None:
     os.replace(work / "scene", scene)
     try:
         found = inspect_captures(scene, photos=False)
-        write_page(scene / "import.html", replace(found, path=folder))
+        findings = tuple(replace(finding, path=str(folder)) for finding in found.findings)
+        write_page(scene / "import.html", replace(found, path=folder, findings=findings))
     finally:
         os.replace(scene, work / "scene")
