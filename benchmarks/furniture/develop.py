@@ -5,6 +5,7 @@ from world import Exposure
 
 Array = np.ndarray
 KEY = 0.17  # the linear brightness that automatic exposure gives the middle of what it sees
+BRIGHT = 0.6  # what most of the picture stays below
 LUMINANCE = np.array((0.2126, 0.7152, 0.0722))
 CONTRAST_PIVOT = 0.18
 
@@ -12,7 +13,8 @@ CONTRAST_PIVOT = 0.18
 def meter(frames: Array) -> float:
     """The factor that exposes a way's frames (N, H, W, 3), linear light, by the mean of their logarithms.
 
-    The middle of the picture counts more; what is brighter than 4 times the mean, as windows are, counts as that.
+    The middle of the picture counts more; what is brighter than 4 times the mean, as windows are, counts as that. A dark
+    thing on a bright floor is left dark.
     """
     luminance = frames @ LUMINANCE
     y, x = np.linspace(-1, 1, frames.shape[1])[:, None], np.linspace(-1, 1, frames.shape[2])[None]
@@ -20,7 +22,7 @@ def meter(frames: Array) -> float:
     log = np.log(luminance + 1e-4)
     mean = np.average(log, weights=weight)
     mean = np.average(np.minimum(log, mean + np.log(4)), weights=weight)
-    return float(KEY / np.exp(mean))
+    return float(min(KEY / np.exp(mean), BRIGHT / np.quantile(luminance, 0.85)))
 
 
 def cast(frames: Array) -> Array:
