@@ -13,8 +13,8 @@ CONTRAST_PIVOT = 0.18
 def meter(frames: Array) -> float:
     """The factor that exposes a way's frames (N, H, W, 3), linear light, by the mean of their logarithms.
 
-    The middle of the picture counts more; what is brighter than 4 times the mean, as windows are, counts as that. A dark
-    thing on a bright floor is left dark.
+    The middle of the picture counts more; what is brighter than 4 times the mean, as windows are, counts as that.
+    A dark thing on a bright floor is left dark.
     """
     luminance = frames @ LUMINANCE
     y, x = np.linspace(-1, 1, frames.shape[1])[:, None], np.linspace(-1, 1, frames.shape[2])[None]
