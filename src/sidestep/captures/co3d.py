@@ -115,7 +115,7 @@ class HalfDepth:
                     raise SidestepError(f"{self.mask}: {image.width}x{image.height} pixels, unlike {self.path}")
                 depth[np.array(image.convert("L")) == 0] = 0.0
         file = io.BytesIO()
-        Image.fromarray(depth).save(file, "TIFF")
+        Image.fromarray(depth).save(file, "TIFF", compression="tiff_deflate")  # it may be kept, in a pack
         return file.getvalue()
 
 
