@@ -174,8 +174,8 @@ def plan_scene(model: Model, variant: int, models: Sequence[Model], frames: int 
     pool = [other for other in models if other.split == model.split and other.name != model.name]
     pool.sort(key=lambda other: other.name)
     plans = (_Planner(model, name, seed + attempt, pool, frames).plan() for attempt in range(30))
-    best = next((plan for plan in plans if plan is not None and len(plan.items) > OTHERS[0]), None)
-    return replace(best or _Planner(model, name, seed, pool, frames).plan(strict=False), seed=seed)
+    full = next((plan for plan in plans if len(plan.items) > OTHERS[0]), None)
+    return replace(full or _Planner(model, name, seed, pool, frames).plan(), seed=seed)
 
 
 class _Planner:
@@ -190,14 +190,11 @@ class _Planner:
         self.patches: list[Patch] = []
         self.sight = np.zeros((0, 0), dtype=bool)
 
-    def plan(self, strict: bool = True) -> "Plan | None":
+    def plan(self) -> Plan:
         rng = self.rng
         height = float(rng.uniform(2.4, 3.1))
         height = max(height, self.model.size[2] + 0.3)
-        support = self._support()
-        if self.model.place == "table" and support is None and strict:
-            return None
-        self._set_main(support)
+        self._set_main(self._support())
         self._set_views(height)
         self._set_room(height)
         windows = self._windows()
