@@ -17,6 +17,7 @@ An index names no file, so none can lead out of the pack.
 
 import itertools
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -39,6 +40,8 @@ FILES = ("photo", "mask", "depth")
 NOWHERE = (-1, 0)
 _MOST_PLAN_BYTES = 64 * 2**20
 _MOST_INDEX_BYTES = 4 * 2**30
+_MOST_SHARD_BYTES = 2**50
+_LONGEST_SIDE = 2**24  # pixels, as in every reader
 _SHAPES: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
     "intrinsics": (torch.float32, (3, 3)),
     "world_to_camera": (torch.float32, (4, 4)),
@@ -107,9 +110,19 @@ class ShardIndex:
 
 
 def is_pack(path: str | Path) -> bool:
-    """Whether a path is that of a pack; what is behind a URL is one, or nothing that can be read."""
+    """Whether a path is that of a pack, damaged or not; what is behind a URL is one, or nothing that can be read.
+
+    Other programs may write a pack.json, too: one without shards has to be Sidestep's.
+    """
     storage = Storage.at(path)
-    return storage.remote or storage.size(PLAN) is not None
+    if storage.remote or storage.size(PLAN) is None:
+        return storage.remote
+    if any(storage.size(name) is not None for name in (shard_name(0), index_name(0))):
+        return True
+    try:
+        return read_plan(storage) is not None
+    except SidestepError:
+        return False
 
 
 def read_pack(path: str | Path) -> list[Scene]:
@@ -195,9 +208,12 @@ def sample_keys(name: str, category: str | None, frames: Sequence[str]) -> list[
     WebDataset takes all after the first dot for the kind of file, so that dots in names become underscores.
 
     Raises:
-        SidestepError: if the scene's or a frame's name leads to another place, or a name is doubled.
+        SidestepError: if the scene's or a frame's name leads to another place, is no text, or is doubled.
     """
     scene = f"{category}/{name}" if category else name
+    for text in (scene, *frames):
+        if not encodes(text):
+            raise SidestepError(f"scene {scene!r}: the name {text!r} is not in UTF-8; rename it")
     for part in (name, category or name):
         if part in ("", ".", "..") or "/" in part or "\\" in part:
             raise SidestepError(f"scene {scene}: {part!r} is no name of a folder; rename it")
@@ -213,6 +229,15 @@ def sample_keys(name: str, category: str | None, frames: Sequence[str]) -> list[
     if len(set(frames)) < len(frames):
         raise SidestepError(f"scene {scene}: two photos have one name; rename one of them")
     return list(keys)
+
+
+def encodes(text: str) -> bool:
+    """Whether a text is one: file names that are not in UTF-8, and JSON, can bring halves of characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def cut_short(storage: Storage, shard: str) -> SidestepError:
@@ -248,19 +273,26 @@ def _read_index(storage: Storage, number: int) -> ShardIndex:
 def _check(tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
     """Raises ValueError, TypeError or KeyError where tensors, names and the shard's size do not fit together."""
     whole: int = about["size"]
+    if type(whole) is not int or not 0 <= whole <= _MOST_SHARD_BYTES:
+        raise ValueError("size")
+    if not re.fullmatch(r"[0-9a-f]{64}", about["sha256"]):
+        raise ValueError("sha256")
     frames = points = 0
     for scene in about["scenes"]:
+        if type(scene["missing"]) is not list or type(scene["points"] or 0) is not int or (scene["points"] or 0) < 0:
+            raise ValueError("scene")
+        suffixes = [suffix or "" for _, *those in scene["frames"] for suffix in those]
         texts = [scene["name"], scene["category"] or "", *scene["missing"], *(name for name, *_ in scene["frames"])]
-        if not all(isinstance(text, str) for text in (*texts, about["made_of"], about["sha256"])):
+        if not all(isinstance(text, str) and encodes(text) for text in (*texts, *suffixes, about["made_of"])):
             raise ValueError("names")
-        if (scene["points"] or 0) < 0:
-            raise ValueError("points")
         frames += len(scene["frames"])
         points += scene["points"] or 0
     for key, (dtype, shape) in _SHAPES.items():
         count = points if key == "points" else frames
         if tensors[key].dtype != dtype or tensors[key].shape != (count, *shape):
             raise ValueError(key)
+    if not bool(((tensors["size"] > 0) & (tensors["size"] < _LONGEST_SIDE)).all()):
+        raise ValueError("size")
     for key in FILES:
         start, size = tensors[key].unbind(1)
         # Each is bounded by itself first: the sum of two large ones would wrap around.

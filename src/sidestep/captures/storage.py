@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
@@ -32,12 +32,13 @@ class Storage:
     path: Path | str
 
     @classmethod
-    def at(cls, path: str | Path) -> "Storage":
+    def at(cls, path: str | PurePath) -> "Storage":
         """The place that a path or URL names; a URL may have gone through a `Path`."""
-        found = _URL.match(str(path))
+        text = path.as_posix() if isinstance(path, PurePath) else path
+        found = _URL.match(text)
         if found is None:
             return cls(Path(path))
-        scheme, rest = found[1], str(path)[found.end() :].rstrip("/")
+        scheme, rest = found[1], text[found.end() :].rstrip("/")
         return cls(Path("/", rest)) if scheme == "file" else cls(f"{scheme}://{rest}")
 
     @property
@@ -75,7 +76,11 @@ class Storage:
         return data
 
     def size(self, name: str) -> int | None:
-        """A file's size in bytes, or None if it is not there."""
+        """A file's size in bytes, or None if it is not there.
+
+        Raises:
+            SidestepError: if that cannot be found out.
+        """
         try:
             if isinstance(self.path, Path):
                 return (self.path / name).stat().st_size
@@ -84,6 +89,8 @@ class Storage:
                 return int(system.info(path)["size"])
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise SidestepError(f"{self.locate(name)}: cannot be read ({error.strerror})") from None
 
     def names(self) -> list[str]:
         """The names of what lies in the folder, sorted; none where there is no folder."""
@@ -151,6 +158,12 @@ class Storage:
                 raise SidestepError(
                     f"{self.locate(name)}: cannot be written ({error}); make the bucket first"
                 ) from None
+
+    def sweep(self, pattern: str) -> None:
+        """Deletes temporary files, named by a pattern, that a killed `writing` left; behind a URL it leaves none."""
+        if isinstance(self.path, Path):
+            for path in self.path.glob(pattern):
+                path.unlink(missing_ok=True)
 
     def make(self) -> None:
         """Makes the folder where it is not there, and tries it; behind a URL the first file that is written does.
