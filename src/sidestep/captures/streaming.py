@@ -5,6 +5,7 @@ except that their photos are held in memory. Where files lie in a shard is taken
 headers, which could claim sizes without bound.
 """
 
+import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,7 +47,9 @@ def stream_frames(path: str | Path, seed: int | None = None) -> "DataPipeline":
 
     Args:
         path: the pack's folder or URL.
-        seed: of the order of the shards, the same in all processes; another one each epoch. None: as they were packed.
+        seed: of the order of the shards, the same in all processes. It is another order each time that the result is
+            iterated; the workers of a `DataLoader` count that with `persistent_workers=True` only, and begin anew
+            without. None: as they were packed.
 
     Raises:
         SidestepError: here, if it is no pack or webdataset is not installed; while streaming, if a shard or its index
@@ -67,14 +70,29 @@ def _pipeline(path: str | Path, seed: int | None, stage: Any) -> "DataPipeline":
         raise SidestepError("streaming a pack needs webdataset: pip install 'sidestep[packs]'") from None
     storage = Storage.at(path)
     plan = open_plan(storage)
-    numbers = [str(number) for number in range(len(plan["shards"]))]
     return webdataset.DataPipeline(
-        webdataset.SimpleShardList(numbers, seed),
+        _Order(len(plan["shards"]), seed),
         webdataset.split_by_node,
         webdataset.split_by_worker,
         _Reader(storage, plan),
         stage,
     )
+
+
+@dataclass
+class _Order:
+    """The shards' numbers, in another order each time if there is a seed."""
+
+    shards: int
+    seed: int | None
+    epoch: int = 0
+
+    def __call__(self) -> Iterator[int]:
+        numbers = list(range(self.shards))
+        if self.seed is not None:
+            random.Random(f"{self.seed} {self.epoch}").shuffle(numbers)
+            self.epoch += 1
+        yield from numbers
 
 
 @dataclass(frozen=True)
@@ -84,9 +102,9 @@ class _Reader:
     storage: Storage
     plan: dict[str, Any]
 
-    def __call__(self, shards: Iterable[dict[str, str]]) -> Iterator[tuple[ShardIndex, Iterator[Frame]]]:
-        for shard in shards:
-            index = read_index(self.storage, self.plan, int(shard["url"]))
+    def __call__(self, shards: Iterable[int]) -> Iterator[tuple[ShardIndex, Iterator[Frame]]]:
+        for number in shards:
+            index = read_index(self.storage, self.plan, number)
             yield index, self._read(index)
 
     def _read(self, index: ShardIndex) -> Iterator[Frame]:
