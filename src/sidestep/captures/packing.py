@@ -8,12 +8,13 @@ import tarfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import save
 from torch import Tensor
 
@@ -37,6 +38,8 @@ from sidestep.errors import SidestepError
 from sidestep.images import SUFFIXES, Stored
 
 CHECKSUMS = "SHA256SUMS"
+# Formats that a file's first bytes tell, so that text or a key is never one.
+_MAP_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 _SUFFIXES = frozenset((*SUFFIXES, ".bmp", ".tif", ".tiff"))
 
 
@@ -65,8 +68,10 @@ def pack_captures(
 ) -> Packed:
     """Packs `scenes` into `out`; run again with the same arguments to resume. The same scenes give the same bytes.
 
-    Photos, masks and depth maps go in as the bytes that they are: nothing is decoded, so that a damaged photo is in the
-    pack as it was in the folder (`sidestep capture inspect` finds those).
+    Photos, masks and depth maps go in as the bytes that they are: no file is decoded, so that a damaged photo is in the
+    pack as it was in the folder (`sidestep capture inspect` finds those). A mask or depth map that does not begin as
+    an image is left out with a warning, as is one that would be made of a damaged file (a photo's transparency,
+    CO3D's depth): what a stranger's captures name as a mask must not bring any file of this machine into the pack.
 
     Args:
         out: a folder, or a URL that fsspec can write to.
@@ -76,6 +81,7 @@ def pack_captures(
     Raises:
         SidestepError: if `out` holds anything else, or a pack of other scenes or another size; if a file cannot be
             read, or none of the scenes can be packed. A scene whose names fit in no pack is left out with a warning.
+            A file that has changed since the pack was begun is noticed if its number of bytes has.
     """
     if frames_per_shard < 1:
         raise SidestepError(f"frames_per_shard is {frames_per_shard}; it must be 1 or more")
@@ -89,6 +95,7 @@ def pack_captures(
         "shards": [_digest(run) for run in runs],
     }
     _claim(storage, plan)
+    storage.sweep(".shard-*.part.*")
     done, size, sums = 0, 0, []
     for number, run in enumerate(runs):
         index = _finished(storage, plan, number)
@@ -185,17 +192,22 @@ def _write_shard(
         with open(temporary, "wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
             for scene in scenes:
                 keys = sample_keys(scene.name, scene.category, [frame.name for frame in scene.frames])
+                packed: list[Frame] = []
+                faults: list[SidestepError] = []
                 for key, frame in zip(keys, scene.frames, strict=True):
+                    frame, files = _files(frame, faults)
                     for kind, source in _sources(frame).items():
-                        place = (
-                            NOWHERE
-                            if source is None
-                            else _add(tar, file, f"{key}.{_suffix(kind, source)}", _read(source))
-                        )
+                        place = NOWHERE
+                        if source is not None:
+                            place = _add(tar, file, f"{key}.{_suffix(kind, source)}", files[kind])
                         places[kind].append(place)
                     _add(tar, file, f"{key}.json", json.dumps(_record(scene, frame)).encode())
+                    packed.append(frame)
                     frame_done()
-                described.append(_described(scene))
+                described.append(_described(replace(scene, frames=tuple(packed))))
+                if faults:
+                    told = f"{len(faults)} masks or depth maps left out; the first: {faults[0]}"
+                    warnings.warn(f"scene {scene.id}: {told}", stacklevel=3)
         size, sha256 = temporary.stat().st_size, _sha256(temporary)
     about = {"made_of": made_of, "size": size, "sha256": sha256, "scenes": described}
     tensors = _numbers(scenes) | {kind: torch.tensor(rows, dtype=torch.int64) for kind, rows in places.items()}
@@ -204,12 +216,25 @@ def _write_shard(
         temporary.write_bytes(save(tensors, metadata={"about": json.dumps(about)}))
 
 
+def _files(frame: Frame, faults: list[SidestepError]) -> tuple[Frame, dict[str, bytes]]:
+    """The files of a frame, and the frame without the maps that are none; why is added to `faults`."""
+    files = {"photo": _read(frame.path)}
+    for kind, source in (("mask", frame.mask), ("depth", frame.depth)):
+        try:
+            if source is not None:
+                files[kind] = _read_map(source)
+        except _NoMap as error:
+            faults.append(error)
+    mask, depth = (source if kind in files else None for kind, source in (("mask", frame.mask), ("depth", frame.depth)))
+    return replace(frame, mask=mask, depth=depth), files
+
+
 def _described(scene: Scene) -> dict[str, Any]:
     """What an index says of a scene in words; of a frame, its name and the suffixes of its files."""
     return {
         "name": scene.name,
         "category": scene.category,
-        "missing": list(scene.missing),
+        "missing": [name.encode(errors="replace").decode() for name in scene.missing],
         "points": None if scene.points is None else len(scene.points),
         "frames": [
             [frame.name, *(source and _suffix(kind, source) for kind, source in _sources(frame).items())]
@@ -264,8 +289,8 @@ def _digest(scenes: list[Scene]) -> str:
     """Names what a shard is made of: all that its index says, and the sizes of the files."""
     digest = hashlib.sha256()
     for scene in scenes:
-        sizes = [_size(source) for frame in scene.frames for source in _sources(frame).values()]
-        digest.update(json.dumps([_described(scene), sizes]).encode())
+        stamps = [_stamp(source) for frame in scene.frames for source in _sources(frame).values()]
+        digest.update(json.dumps([_described(scene), stamps]).encode())
     for key, tensor in sorted(_numbers(scenes).items()):
         digest.update(f"{key}{tuple(tensor.shape)}".encode())
         digest.update(tensor.numpy().tobytes())
@@ -279,12 +304,19 @@ def _suffix(kind: str, source: Path | Stored) -> str:
     return kept if kind == "photo" else f"{kind}.{kept}"
 
 
-def _size(source: Path | Stored | None) -> int | None:
-    """A file's size in bytes, where that is known without reading it."""
+def _stamp(source: Any) -> Any:
+    """What tells a changed file without reading it: its size; of one that is made of others, their sizes and its rules.
+
+    Not the time of its last change, because a copy of a set is the same set.
+    """
     if isinstance(source, Path):
         with _reading(source):
             return source.stat().st_size
-    return source.size if isinstance(source, Slice) else None
+    if isinstance(source, Slice):
+        return source.size
+    if is_dataclass(source):
+        return [_stamp(getattr(source, field.name)) for field in fields(source)]
+    return source if isinstance(source, int | float) else None
 
 
 def _read(source: Path | Stored) -> bytes:
@@ -292,6 +324,34 @@ def _read(source: Path | Stored) -> bytes:
         data = source.read_bytes()
     if not data:
         raise SidestepError(f"{source}: is empty; copy it again, or delete it")
+    return data
+
+
+class _NoMap(SidestepError):
+    """A mask or depth map that does not go into a pack."""
+
+
+def _read_map(source: Path | Stored) -> bytes:
+    """A mask or depth map, whose header alone is looked at.
+
+    Raises:
+        _NoMap: if it is no image, or is made of a file that cannot be decoded.
+        SidestepError: if it cannot be read.
+    """
+    stored = isinstance(source, Path | Slice)
+    try:
+        with _reading(source):
+            data = source.read_bytes()
+    except SidestepError as error:
+        if stored:
+            raise
+        raise _NoMap(str(error)) from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sizes and tags: it is not decoded
+            Image.open(io.BytesIO(data), formats=_MAP_FORMATS).close()
+    except Exception:  # damaged headers fail in many ways
+        raise _NoMap(f"{source}: no image that can be a mask or depth map ({', '.join(_MAP_FORMATS)})") from None
     return data
 
 
