@@ -140,6 +140,16 @@ def test_a_scene_that_is_there_is_kept_and_nothing_else_is_overwritten(
         import_photos(source, copy)
 
 
+@pytest.mark.parametrize("report", ["{}", "{", '{"settings": {"source": "x"}, "photos": 3}'])
+def test_an_import_json_that_is_not_ours_is_left_alone(source: Path, tmp_path: Path, report: str) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "import.json").write_text(report)
+    with pytest.raises(SidestepError, match=r"out: holds an import\.json that this command did not write"):
+        import_photos(source, folder)
+    assert (folder / "import.json").read_text() == report
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["mapping", "undistorting"])
 def test_a_killed_run_ends_as_one_that_was_not(scene: Path, source: Path, tmp_path: Path, stage: str) -> None:
@@ -175,10 +185,17 @@ def test_what_holds_no_scene_is_refused_at_once(tmp_path: Path, monkeypatch: pyt
     photos.mkdir()
     with pytest.raises(SidestepError, match="no photos in it"):
         import_photos(photos, tmp_path / "out")
+    for name in ("IMG_7.HEIC", "IMG_8.dng"):
+        (photos / name).write_bytes(b"what a phone wrote")
+    with pytest.raises(SidestepError, match=r"but 2 that cannot be read, such as IMG_7\.HEIC: save them as JPEG"):
+        import_photos(photos, tmp_path / "out")
     picture = corner.photograph(corner.cameras(1, 64, 48)[0])
     for number in range(4):
         picture.save(photos / f"{number}.png")
-    with pytest.raises(SidestepError, match="1 usable photos, 3 the same"):
+    with (
+        pytest.warns(UserWarning, match=r"2 photos left out: IMG_7\.HEIC, IMG_8\.dng; save them as JPEG"),
+        pytest.raises(SidestepError, match="1 usable photos, 3 the same, 2 of a kind not read"),
+    ):
         import_photos(photos, tmp_path / "out")
     (tmp_path / "a.mp4").write_bytes(b"no video")
     with pytest.raises(SidestepError, match=r"a\.mp4: cannot be read as a video"):

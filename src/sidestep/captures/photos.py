@@ -210,11 +210,17 @@ def _earlier(folder: Path, settings: dict[str, Any]) -> Import | None:
         raise SidestepError(f"{folder}: holds {held}, which this command did not write; choose another folder")
     if not names:
         return None
-    report = json.loads((folder / "import.json").read_text(encoding="utf-8"))
-    before = report["settings"]
+    try:
+        report = json.loads((folder / "import.json").read_text(encoding="utf-8"))
+        before, earlier = report["settings"], Import.from_dict(folder, report)
+        other = before["source"] != settings["source"]
+    except (OSError, ValueError, TypeError, KeyError):
+        raise SidestepError(
+            f"{folder}: holds an import.json that this command did not write, or that is damaged; choose another folder"
+        ) from None
     if before == settings:
-        return Import.from_dict(folder, report)
-    if before["source"] != settings["source"]:
+        return earlier
+    if other:
         raise SidestepError(f"{folder}: was made from other photos; choose another folder, or delete it")
     return None
 

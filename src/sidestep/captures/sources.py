@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
+from sidestep.captures.findings import listed
 from sidestep.captures.reconstruction import Photo
 from sidestep.captures.sharpness import sharp_frames
 from sidestep.errors import SidestepError
 from sidestep.images import SUFFIXES, exif_fov, load_image
 
 VIDEO_FRAMES = 50
+# What phones and cameras write that is not read; a folder of which a part is passed over would make a poorer scene.
+NOT_READ = (".heic", ".heif", ".avif", ".tif", ".tiff", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2")
 # Two pictures are of one place where no cell of a 32 x 32 grid differs by more, of 255: noise does not do that.
 SAME = 3.0
 
@@ -41,7 +44,11 @@ def photo_files(folder: Path) -> list[Path]:
     """
     files = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
     if not files:
-        raise SidestepError(f"{folder}: no photos in it; {', '.join(SUFFIXES)} are looked for, not in folders within")
+        unread = _not_read(folder)
+        told = f", but {len(unread)} that cannot be read, such as {min(unread)}: save them as JPEG" if unread else ""
+        raise SidestepError(
+            f"{folder}: no photos in it; {', '.join(SUFFIXES)} are looked for, not in folders within{told}"
+        )
     return sorted(files, key=lambda path: ([part.zfill(20) for part in re.split(r"(\d+)", path.name)], path.name))
 
 
@@ -64,7 +71,10 @@ def collect(
     """
     found = _photos(source, frames, progress) if source.is_dir() else _frames(source, frames, progress)
     photos: list[Photo] = []
-    left_out: dict[str, str] = {}
+    left_out = _not_read(source) if source.is_dir() else {}
+    unread = len(left_out)
+    if unread:
+        warnings.warn(f"{source}: {unread} photos left out: {listed(list(left_out))}; save them as JPEG", stacklevel=2)
     last: np.ndarray | None = None
     for original, picture, lens, fov in found:
         if picture is None:
@@ -82,14 +92,24 @@ def collect(
         photos.append(Photo(name, original, *picture.size, lens, fov))
     if len(photos) < 3:
         kind = "photos" if source.is_dir() else "frames"
-        same = sum(reason != "damaged" for reason in left_out.values())
-        told = f", {same} the same" if same else ""
-        told += f", {len(left_out) - same} damaged" if len(left_out) > same else ""
+        damaged = sum(reason == "damaged" for reason in left_out.values())
+        counts = {
+            "the same": len(left_out) - damaged - unread,
+            "damaged": damaged,
+            "of a kind that is not read": unread,
+        }
+        told = "".join(f", {count} {what}" for what, count in counts.items() if count)
         raise SidestepError(
             f"{source}: {len(photos)} usable {kind}{told}; a scene needs 3 different ones at least, and 20 to 60 are "
             "good: walk around the thing and take it from all sides"
         )
     return photos, left_out
+
+
+def _not_read(folder: Path) -> dict[str, str]:
+    """The photos of a folder in formats that are not read, with the reason why they are left out."""
+    names = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in NOT_READ)
+    return {name: f"{Path(name).suffix[1:].upper()} is not read; save it as JPEG" for name in names if name[0] != "."}
 
 
 _Read = tuple[str, Image.Image | None, str, float | None]  # original, picture, lens, field of view
