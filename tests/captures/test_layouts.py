@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import tempfile
 import unicodedata
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from sidestep.captures import read_captures
+from sidestep.captures import Scene, layouts, read_captures
 from sidestep.captures.inspection import inspect_captures
 from sidestep.captures.reading import find_scenes
 from sidestep.errors import SidestepError
@@ -232,10 +234,37 @@ def test_3d_gaussian_splattings_layout_alone(tmp_path, rig):
     assert (scene.id, len(scene.points)) == (HASH, 1)
 
 
+@pytest.mark.parametrize("inside", ["nerfstudio", "nerfstudio/transforms.json", "gaussian_splat"])
+def test_one_of_the_benchmarks_layouts_is_called_by_the_hash(tmp_path, rig, inside):
+    save_transforms(tmp_path / HASH / "nerfstudio", rig, {"images_8": (32, 24)})
+    save_scene(tmp_path / HASH / "gaussian_splat", rig)
+    assert [scene.id for scene in read_captures(tmp_path / HASH / inside)] == [HASH]
+    assert layouts.scene_name(tmp_path / HASH / inside) == HASH
+
+
+def test_scenes_that_are_called_as_the_benchmarks_layouts_are_scenes(tmp_path, rig):
+    for name in ("nerfstudio", "phone"):
+        save_scene(tmp_path / "captures" / name, rig)
+    assert [scene.id for scene in read_captures(tmp_path / "captures")] == ["nerfstudio", "phone"]
+
+
+def test_scenes_unpacked_both_ways_are_all_read(tmp_path, rig):
+    for place in ("1K/aa", "1K/bb/bb", "cc"):
+        save_transforms(tmp_path / place, rig, {"images_8": (32, 24)})
+    assert [scene.id for scene in read_captures(tmp_path)] == ["aa", "bb", "cc"]
+
+
 def test_nerfstudios_cache_of_colmap(tmp_path, rig):
     folder = save_scene(tmp_path / "1K" / HASH, rig, "colmap/sparse/0")
     rig.check(read_captures(tmp_path)[0])
     assert find_scenes(tmp_path) == [(folder, None)]
+
+
+def test_a_colmap_with_photos_of_its_own_is_a_scene(tmp_path, rig):
+    save_scene(tmp_path / "fox" / "colmap", rig)
+    assert [scene.id for scene in read_captures(tmp_path / "fox")] == ["colmap"]
+    save_scene(tmp_path / "fox" / "other", rig)
+    assert [scene.id for scene in read_captures(tmp_path / "fox")] == ["colmap", "other"]
 
 
 # MegaScenes
@@ -283,6 +312,11 @@ def test_photos_in_folders_of_a_scenes_own_images(tmp_path, rig):
     rig.check(scene)
 
 
+def test_a_folder_near_the_root(monkeypatch, tmp_path):
+    monkeypatch.setattr(layouts, "read_colmap", lambda folder, *given: Scene(folder.name, None, ()))
+    assert layouts._read_megascenes(Path(tmp_path.anchor, "7", "234"), None).name == "7234"
+
+
 # what is none of them
 
 
@@ -293,14 +327,85 @@ def test_a_tree_without_scenes_is_searched_so_far_and_no_further(tmp_path, rig):
     assert len(read_captures(tmp_path / "a")) == 1
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read everything")
-def test_a_folder_that_may_not_be_read_is_passed_over(tmp_path, rig):
+@pytest.mark.parametrize("note", ["images.txt", "sofa.txt"])
+@pytest.mark.parametrize("text", ["1 chair\n2 sofa\n", "https://example.org/sofa (CC BY 4.0)\nhttps://example.org/b\n"])
+def test_notes_beside_scenes_are_no_cameras(tmp_path, rig, note, text):
+    for name in ("chair", "sofa"):
+        save_scene(tmp_path / name, rig)
+    (tmp_path / note).write_text(text)
+    assert [scene.id for scene in read_captures(tmp_path)] == ["chair", "sofa"]
+
+
+def test_a_list_of_addresses_in_a_scene_is_no_file_of_cameras(tmp_path, rig):
+    folder = save_scene(tmp_path / "sofa", rig)
+    (folder / "images.txt").write_text("https://example.org/1.jpg\nhttps://example.org/2.jpg\n")
+    rig.check(read_captures(folder)[0])
+
+
+def test_a_link_back_is_not_followed(tmp_path, rig):
+    save_scene(tmp_path / "set" / "8" / "0a", rig)
+    (tmp_path / "set" / "all").symlink_to(tmp_path / "set", target_is_directory=True)
+    assert [scene.id for scene in read_captures(tmp_path / "set")] == ["8/0a"]
+
+
+def test_loose_files_are_not_looked_at_one_by_one(tmp_path, rig, monkeypatch):
     save_scene(tmp_path / "8" / "0a", rig)
-    (tmp_path / "9").mkdir(mode=0)
+    for index in range(50):
+        (tmp_path / f"a{index}.jpg").touch()
+        (tmp_path / f"a{index}.txt").write_text("a caption")
+    looked: list[Path] = []
+    stat, opened = Path.stat, Path.open
+    monkeypatch.setattr(Path, "stat", lambda path, **options: looked.append(path) or stat(path, **options))
+    monkeypatch.setattr(Path, "open", lambda path, *given: looked.append(path) or opened(path, *given))
+    assert find_scenes(tmp_path) == [(tmp_path / "8" / "0a", "8")]
+    assert not [path for path in looked if path.parent == tmp_path and path.name.startswith("a")]
+
+
+@pytest.mark.parametrize("inside", [".", "images/.."])
+def test_the_folder_that_one_is_in(tmp_path, rig, monkeypatch, inside):
+    save_megascenes(tmp_path, rig, "001/234", COMMONS)
+    (tmp_path / "reconstruct" / "001" / "234" / "images").mkdir()
+    monkeypatch.chdir(tmp_path / "reconstruct" / "001" / "234")
+    (scene,) = read_captures(inside)
+    assert scene.id == "001234"
+    rig.check(scene)
+
+
+@pytest.fixture
+def unprivileged() -> Iterator[Path]:
+    """A folder, for a test that is not run with the rights of root, who may read everything."""
+    if os.name != "posix":
+        pytest.skip("folders have no such rights here")
+    with tempfile.TemporaryDirectory() as name:
+        folder, user = Path(name), os.geteuid()
+        folder.chmod(0o777)
+        if user == 0:
+            os.seteuid(65534)
+        try:
+            yield folder
+        finally:
+            for path in folder.iterdir():
+                path.chmod(0o700)
+            os.seteuid(user)
+
+
+def test_a_folder_that_may_not_be_read_is_passed_over(unprivileged, rig):
+    save_scene(unprivileged / "8" / "0a", rig)
+    (unprivileged / "lost+found").mkdir(mode=0)
+    with pytest.warns(UserWarning, match=r"folder passed over: .*lost\+found: cannot be read"):
+        assert [scene.id for scene in read_captures(unprivileged)] == ["8/0a"]
+    with pytest.raises(SidestepError, match=r"lost\+found.*: cannot be read"):
+        read_captures(unprivileged / "lost+found")
+
+
+def test_a_scene_of_which_a_part_may_not_be_read_is_left_out(unprivileged, rig):
+    save_scene(unprivileged / "0a", rig)
+    (save_scene(unprivileged / "0b", rig) / "images").chmod(0)
     try:
-        assert len(read_captures(tmp_path)) == 1
+        with pytest.warns(UserWarning, match=r"scene left out: .*0b/images.*: cannot be read"):
+            assert [scene.id for scene in read_captures(unprivileged)] == ["0a"]
     finally:
-        (tmp_path / "9").chmod(0o700)
+        (unprivileged / "0b" / "images").chmod(0o700)
 
 
 # what an inspection says of them

@@ -7,6 +7,7 @@ import pytest
 
 from sidestep.captures import read_captures
 from sidestep.captures.layouts import read_scene
+from sidestep.captures.splits import read_split
 from sidestep.errors import SidestepError
 
 URL = "https://www.youtube.com/watch?v=abc"
@@ -76,6 +77,15 @@ def test_clips_without_frames_are_no_scenes_and_bad_ones_are_left_out(tmp_path, 
     with pytest.warns(UserWarning, match=r"scene left out: .*00cc\.txt, line 6"):
         scenes = read_captures(tmp_path)
     assert [scene.id for scene in scenes] == ["00aa", "00dd"]
+
+
+def test_a_damaged_clip_among_good_ones_is_named(tmp_path, rig):
+    for clip in ("00aa", "00bb"):
+        save(tmp_path / f"{clip}.txt", rig)
+        save_frames(tmp_path / clip, rig)
+    (tmp_path / "00bb.txt").write_text(URL)
+    with pytest.warns(UserWarning, match=r"scene left out: .*00bb\.txt: none of its 0 frames"):
+        assert [scene.id for scene in read_captures(tmp_path)] == ["00aa"]
 
 
 def test_frames_that_are_not_there_are_named(tmp_path, rig):
@@ -150,3 +160,19 @@ def test_points_in_front_at_their_depth(tmp_path, rig):
     save_frames(tmp_path / "0c4c", rig)
     centre = read_captures(tmp_path)[0].frames[3].camera.centre.numpy()
     assert np.allclose(centre, -rig.pose(3)[:3, :3].T @ rig.pose(3)[:3, 3], atol=1e-5)
+
+
+def test_the_page_shows_how_to_keep_the_clips_of_a_video_on_one_side(tmp_path, rig, monkeypatch):
+    clips = {f"{video}{clip}": f"https://example.org/{video}" for video in "abcdefghijkl" for clip in range(2)}
+    for clip, address in clips.items():
+        (tmp_path / "DATA").mkdir(exist_ok=True)
+        (tmp_path / "DATA" / f"{clip}.txt").write_text(f"{address}\n{line(rig, 0)}\n")
+        rig.photo(tmp_path / "DATA" / clip / f"{TIMES[0]}.png")
+    page = Path(__file__).parents[2] / "docs" / "formats" / "realestate10k.md"
+    program = page.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(program, {})
+    split_of = {clip: split for split, ids in read_split("by-video.json").items() for clip in ids}
+    assert split_of.keys() == clips.keys()
+    assert len(set(split_of.values())) > 1
+    assert len({(clips[clip], split) for clip, split in split_of.items()}) == 12

@@ -55,13 +55,16 @@ def find_models(folder: Path) -> list[Path]:
     COLMAP numbers its models where it cannot join all photos into one.
     """
     for parent in (folder / name for name in MODEL_FOLDERS):
-        if parent.is_dir():
+        # A colmap/ with photos of its own is a scene itself, and no part of this one.
+        own = parent.parent == folder or not (parent.parent / "images").is_dir()
+        if own and parent.is_dir():
             numbered = [path for path in parent.iterdir() if path.name.isdigit() and _holds_model(path)]
             if numbered:
                 return sorted(numbered, key=lambda path: int(path.name))
             if _holds_model(parent):
                 return [parent]
-    return [folder] if _holds_model(folder) else []
+    has_cameras = any((folder / f"cameras{suffix}").is_file() for suffix in (".bin", ".txt"))
+    return [folder] if has_cameras and _holds_model(folder) else []
 
 
 def read_colmap(folder: Path, category: str | None = None, photos: Path | None = None) -> Scene:

@@ -1,8 +1,13 @@
 """Files as they lie on people's disks: hidden ones, another case, smaller copies of the photos."""
 
+import os
 import re
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+
+from sidestep.errors import SidestepError
 
 COPIES = ("images", "images_2", "images_4", "images_8")  # nerfstudio's and 3D Gaussian splatting's, the largest first
 
@@ -10,6 +15,40 @@ COPIES = ("images", "images_2", "images_4", "images_8")  # nerfstudio's and 3D G
 def hidden(path: Path) -> bool:
     """Whether a system made it for itself: .DS_Store, ._003.jpg, __MACOSX, Thumbs.db."""
     return path.name.startswith(".") or path.name in ("__MACOSX", "Thumbs.db", "desktop.ini")
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in a folder, without hidden ones and links back to what they lie in; a file costs no look at it."""
+    with os.scandir(folder) as entries:
+        found = [Path(entry.path) for entry in entries if _leads_down(entry)]
+    return [path for path in found if not hidden(path)]
+
+
+def _leads_down(entry: os.DirEntry[str]) -> bool:
+    if not entry.is_symlink():
+        return entry.is_dir(follow_symlinks=False)
+    target, parent = (Path(os.path.realpath(path)) for path in (entry.path, os.path.dirname(entry.path)))
+    return os.path.isdir(target) and not parent.is_relative_to(target)
+
+
+def spelled_out(path: Path) -> Path:
+    """The path with a name and a parent of its own, which "." and ".." have not."""
+    return Path(os.path.abspath(path)) if path.name in ("", "..") else path
+
+
+def within(path: Path, folder: Path) -> bool:
+    """Whether a path stays in a folder, by its text: neither ".." nor another root leads out of it."""
+    return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
+
+
+@contextmanager
+def looking(path: Path) -> Iterator[None]:
+    """Turns what the system refuses, a folder that may not be read or a name that is too long, into one line."""
+    try:
+        yield
+    except OSError as error:
+        what = f"{error.filename or path}: cannot be read ({error.strerror or error})"
+        raise SidestepError(f"{what}; look after its permissions and its name") from None
 
 
 def natural(name: str) -> str:

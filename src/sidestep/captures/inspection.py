@@ -14,7 +14,7 @@ from sidestep.cameras import Camera, distance_scale
 from sidestep.captures.arrangement import Arrangement
 from sidestep.captures.checks import check_cameras, check_frames
 from sidestep.captures.findings import KINDS, Finding, Severity, listed
-from sidestep.captures.folders import hidden
+from sidestep.captures.folders import hidden, spelled_out
 from sidestep.captures.layouts import megascenes_root, read_scene, scene_name
 from sidestep.captures.maps import MASK_SETS
 from sidestep.captures.packed import is_pack, read_pack
@@ -177,7 +177,7 @@ def inspect_captures(
     """
     places = _places(path)
     scenes: list[InspectedScene] = []
-    findings = [] if is_pack(path) else list(_not_scenes(Path(path), [folder for folder, _, _ in places]))
+    findings = [] if is_pack(path) else list(_not_scenes(spelled_out(Path(path)), [folder for folder, _, _ in places]))
     seen: dict[bytes, tuple[str, str]] = {}
     models: dict[str, list[str]] = {}
     first_of: dict[str, Path] = {}

@@ -8,11 +8,14 @@ from typing import NamedTuple
 
 from sidestep.captures import co3d, dtu, realestate10k
 from sidestep.captures.colmap import find_models, read_colmap
+from sidestep.captures.folders import looking, spelled_out
 from sidestep.captures.scene import Scene
 from sidestep.captures.transforms import blender_files, read_blender, read_transforms
 from sidestep.errors import SidestepError
 
-NESTED = ("nerfstudio", "gaussian_splat")  # DL3DV's benchmark has each scene in both layouts, in folders of these names
+# DL3DV's benchmark has each scene in both layouts, in folders of these names in one that is called by a hash.
+NESTED = ("nerfstudio", "gaussian_splat")
+_HASH = re.compile(r"[0-9a-f]{64}")
 
 
 class Layout(NamedTuple):
@@ -28,13 +31,12 @@ class Layout(NamedTuple):
 
 
 def _nested(folder: Path) -> Path | None:
-    inside = (folder / name for name in NESTED)
+    inside = (folder / name for name in NESTED if _HASH.fullmatch(folder.name))
     return next((path for path in inside if find_models(path) or (path / "transforms.json").is_file()), None)
 
 
 def _read_nested(folder: Path, category: str | None) -> Scene:
-    inside = _nested(folder)
-    return replace(read_scene(inside or folder, category), name=folder.resolve().name)
+    return read_scene(_nested(folder) or folder, category)
 
 
 def megascenes_root(folder: Path) -> Path | None:
@@ -54,7 +56,7 @@ def _is_megascenes(folder: Path) -> bool:
 def _read_megascenes(folder: Path, category: str | None) -> Scene:
     folder = folder.absolute()
     number = folder.parent.name, folder.name
-    photos = folder.parents[2] / "images" / number[0] / number[1]
+    photos = folder.parent.parent.parent / "images" / number[0] / number[1]
     scene = read_colmap(folder, category, photos if photos.is_dir() else None)
     return replace(scene, name="".join(number))
 
@@ -80,8 +82,10 @@ def scene_name(path: Path) -> str:
     """The name that the scene of a folder or file has, or would have if it could be read."""
     path = path.resolve()
     if path.is_file():
-        return path.stem if realestate10k.is_clip(path) else path.parent.name
-    return path.parent.name + path.name if _is_megascenes(path) else path.name
+        return path.stem if path.suffix == ".txt" else scene_name(path.parent)
+    if _is_megascenes(path):
+        return path.parent.name + path.name
+    return path.parent.name if path.name in NESTED and _HASH.fullmatch(path.parent.name) else path.name
 
 
 def looks_like_scene(folder: Path) -> bool:
@@ -95,12 +99,17 @@ def read_scene(path: Path, category: str | None = None) -> Scene:
     Raises:
         SidestepError: naming the file, if it cannot be read.
     """
-    if path.is_file():
-        return (realestate10k.read_realestate10k if realestate10k.is_clip(path) else read_transforms)(path, category)
-    reader = next((layout.read for layout in LAYOUTS if layout.holds(path)), None)
-    if reader is None:
-        raise SidestepError(
-            f"{path}: photos without cameras: no COLMAP model (sparse/0/images.bin or .txt) and no transforms.json; "
-            "run COLMAP on them"
-        )
-    return reader(path, category)
+    path = spelled_out(path)
+    with looking(path):
+        if path.is_file():
+            read = realestate10k.read_realestate10k if path.suffix == ".txt" else read_transforms
+            scene = read(path, category)
+        else:
+            reader = next((layout.read for layout in LAYOUTS if layout.holds(path)), None)
+            if reader is None:
+                raise SidestepError(
+                    f"{path}: photos without cameras: no COLMAP model (sparse/0/images.bin or .txt) and no "
+                    "transforms.json; run COLMAP on them"
+                )
+            scene = reader(path, category)
+    return replace(scene, name=scene_name(path)) if scene.name in NESTED else scene

@@ -1,16 +1,18 @@
 """Captured scenes of any layout that Sidestep knows."""
 
+import os
 import re
 import warnings
 from pathlib import Path
 
-from sidestep.captures.co3d import is_sequence
+from sidestep.captures.co3d import ANNOTATIONS, is_sequence
 from sidestep.captures.findings import listed
-from sidestep.captures.folders import hidden
+from sidestep.captures.folders import looking, spelled_out, subfolders
 from sidestep.captures.layouts import looks_like_scene, megascenes_root, read_scene
 from sidestep.captures.packed import is_pack, read_pack
 from sidestep.captures.realestate10k import find_clips, own_clip
 from sidestep.captures.scene import Scene
+from sidestep.captures.transforms import BLENDER_FILES
 from sidestep.errors import SidestepError
 
 DEEPEST = 4  # levels below the given folder at which scenes may lie: archives, categories, scenes, and one to spare
@@ -33,6 +35,7 @@ def read_captures(path: str | Path) -> list[Scene]:
     """
     if is_pack(path):
         return read_pack(path)
+    path = spelled_out(Path(path))
     folders = find_scenes(path)
     scenes: list[Scene] = []
     failures: list[SidestepError] = []
@@ -41,7 +44,7 @@ def read_captures(path: str | Path) -> list[Scene]:
         try:
             scene = read_scene(folder, category)
         except SidestepError as error:
-            if folder == Path(path):
+            if folder == path:
                 raise
             failures.append(error)
             warnings.warn(f"scene left out: {error}", stacklevel=2)
@@ -66,20 +69,22 @@ def find_scenes(path: str | Path) -> list[tuple[Path, str | None]]:
         path: as for `read_captures`; where it is one scene itself, it is the only entry.
 
     Raises:
-        SidestepError: if nothing is there, or nothing that looks like a scene.
+        SidestepError: if nothing is there, or nothing that looks like a scene. A folder below that may not be read is
+            passed over with a warning.
     """
-    path = Path(path)
-    if not path.exists():
-        raise SidestepError(f"{path}: no such file or folder")
-    if path.is_file():
-        return [(path, None)]
-    clips = find_clips(path)
-    if clips:
-        return [(clip, None) for clip in clips]
-    megascenes = megascenes_root(path)
-    if megascenes is None and looks_like_scene(path):
-        return [(path, None)]
-    scenes = _scenes_below(megascenes or path)
+    path = spelled_out(Path(path))
+    with looking(path):
+        if not path.exists():
+            raise SidestepError(f"{path}: no such file or folder")
+        if path.is_file():
+            return [(path, None)]
+        clips = find_clips(path)
+        if clips:
+            return [(clip, None) for clip in clips]
+        megascenes = megascenes_root(path)
+        if megascenes is None and looks_like_scene(path):
+            return [(path, None)]
+        scenes = _scenes_below(megascenes or path)
     if not scenes:
         raise SidestepError(
             f"{path}: no scenes found; expected images/ with a COLMAP model in sparse/0, a transforms.json, the layout "
@@ -89,23 +94,33 @@ def find_scenes(path: str | Path) -> list[tuple[Path, str | None]]:
     return scenes
 
 
+def claimed(path: Path) -> Path | None:
+    """The first folder at `path` or anywhere below that claims to hold scenes, readable or not; or None."""
+    signs = {"sparse", "sparses", "transforms.json", *BLENDER_FILES, ANNOTATIONS}
+    with looking(path):
+        for parent, folders, files in os.walk(path):
+            folder = spelled_out(Path(parent))
+            if signs & {*folders, *files} or looks_like_scene(folder) or find_clips(folder):
+                return folder
+    return None
+
+
 def _scenes_below(path: Path) -> list[tuple[Path, str | None]]:
-    """The scenes of the highest level that has any, with their categories, sorted."""
-    level = [path]
+    """The scenes below a folder, with their categories, sorted; a scene's folder is not looked into for others."""
+    scenes: list[tuple[Path, str | None]] = []
+    level = subfolders(path)
     for depth in range(1, DEEPEST + 1):
-        level = [folder for parent in level for folder in _subfolders(parent)]
-        scenes = [folder for folder in level if looks_like_scene(folder)]
-        if scenes:
-            named = ((folder, _category(folder) if depth > 1 or is_sequence(folder) else None) for folder in scenes)
-            return sorted(named, key=lambda scene: (scene[1] or "", scene[0].name, scene[0]))
-    return []
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    try:
-        return [path for path in folder.iterdir() if not hidden(path) and path.is_dir()]
-    except PermissionError:
-        return []
+        below: list[Path] = []
+        for folder in level:
+            try:
+                if looks_like_scene(folder):
+                    scenes.append((folder, _category(folder) if depth > 1 or is_sequence(folder) else None))
+                elif depth < DEEPEST:
+                    below += subfolders(folder)
+            except OSError as error:
+                warnings.warn(f"folder passed over: {folder}: cannot be read ({error.strerror})", stacklevel=4)
+        level = below
+    return sorted(scenes, key=lambda scene: (scene[1] or "", scene[0].name, len(scene[0].parts), scene[0]))
 
 
 def _category(scene: Path) -> str | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sidestep.captures.folders import hidden
+from sidestep.captures.folders import hidden, subfolders
 from sidestep.captures.lens import Lens
 from sidestep.captures.poses import rigid
 from sidestep.captures.scene import Scene, make_frame
@@ -21,6 +21,7 @@ CAMERA_FOLDERS = ("RealEstate10K", "cameras", "poses")  # beside the frames; the
 FRAME_FOLDERS = ("frames", "images", "dataset")
 SPLITS = ("train", "test", "validation", "val")
 _NUMBERS = 19  # a line
+_MOST_LINE = 4096  # bytes of the first two; they take 400
 _MOST_BYTES = 16 * 2**20  # of a file; 300 frames take 60 kB
 
 
@@ -36,9 +37,11 @@ def find_clips(root: Path) -> list[Path]:
         if not folder.is_dir():
             continue
         texts = {path.stem: path for path in folder.iterdir() if path.suffix == ".txt"}
-        if any(is_clip(path) for path in texts.values()):
-            clips = (path.name for frames in _frame_roots(folder) for path in frames.iterdir() if path.is_dir())
-            found |= {name: texts[name] for name in clips if name in texts and name not in found}
+        if texts:
+            names = {path.name for frames in _frame_roots(folder) for path in subfolders(frames)}
+            clips = {name: texts[name] for name in sorted(texts.keys() & names)}
+            if any(is_clip(path) for path in clips.values()):
+                found = clips | found
     return [found[name] for name in sorted(found)]
 
 
@@ -49,13 +52,14 @@ def own_clip(folder: Path) -> Path | None:
 
 
 def is_clip(path: Path) -> bool:
-    """Whether a file is one of cameras: text whose first line is an address."""
+    """Whether a file is one of cameras: text whose first line is an address, and whose second has as many numbers."""
     if path.suffix != ".txt" or hidden(path):
         return False
     try:
         with path.open("rb") as file:
-            return file.read(8).startswith((b"http://", b"https://"))
-    except OSError:
+            address, camera = (file.readline(_MOST_LINE) for _ in range(2))
+            return address.startswith((b"http://", b"https://")) and len([float(x) for x in camera.split()]) == _NUMBERS
+    except (OSError, ValueError):
         return False
 
 
