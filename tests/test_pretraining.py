@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 
 import sidestep.devices
 from sidestep.cameras import Camera
-from sidestep.captures import write_capture
+from sidestep.captures import read_captures, write_capture
+from sidestep.captures.packing import pack_captures
 from sidestep.captures.splits import model_split
 from sidestep.errors import SidestepError
 from sidestep.images import load_image, resize_and_crop, to_tensor
@@ -117,6 +118,22 @@ def test_captures_are_split_by_the_model_they_show(tmp_path: Path) -> None:
     splits = pictures_by_split(tmp_path)
     for split, model in chosen.items():
         assert sorted(names(splits[split])) == sorted([model, f"{model}s1", f"{model}s2"] * 2)
+
+
+def test_a_pack_gives_the_pictures_of_its_folder(tmp_path: Path) -> None:
+    for of_split in OF_SPLIT.values():
+        write_scene(tmp_path / "set" / of_split[0], int(of_split[0][1:]))
+    pack_captures(read_captures(tmp_path / "set"), tmp_path / "pack", frames_per_shard=2)
+    folder, pack = (
+        {split: [picture.path.read_bytes() for picture in some] for split, some in pictures_by_split(data).items()}  # type: ignore[union-attr]
+        for data in (tmp_path / "set", tmp_path / "pack")
+    )
+    assert pack == folder
+    (tmp_path / "pack" / "shard-00001.safetensors").unlink()
+    with pytest.raises(SidestepError, match="incomplete, shard 2 of 3"):  # and not searched for loose pictures
+        pictures_by_split(tmp_path / "pack")
+    with pytest.raises(SidestepError, match=r"memory://nothing: no pack"):
+        pictures_by_split(Path("memory://nothing"))
 
 
 def test_held_out_pictures_train_nothing(finished: PretrainConfig) -> None:
