@@ -1,5 +1,6 @@
 """DTU as IDR and NeuS prepared it: K [R t] times the inverse of a normalisation is written, and must come back."""
 
+import contextlib
 import io
 import zipfile
 from pathlib import Path
@@ -88,6 +89,46 @@ def test_masks_go_with_photos_by_their_number(tmp_path, rig):
     assert [None if mask is None else int(mask[0].sum()) for mask in found] == [5, 15, None, 35]
 
 
+def save_masks(folder: Path, names: list[str]) -> None:
+    """The mask number i is white up to column 10 i + 5."""
+    (folder / "mask").mkdir(parents=True)
+    for index, name in enumerate(names):
+        mask = np.zeros((48, 64), np.uint8)
+        mask[:, : 10 * index + 5] = 255
+        Image.fromarray(mask).save(folder / "mask" / name)
+
+
+def count_from_one(folder: Path) -> None:
+    for index in reversed(range(4)):
+        (folder / "image" / f"{index:06d}.png").rename(folder / "image" / f"{index + 1:06d}.png")
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_masks_of_photos_counted_from_one_go_by_their_order(tmp_path, rig, first):
+    folder = save(tmp_path / "scan65", rig)
+    count_from_one(folder)
+    save_masks(folder, [f"{index + first:03d}.png" for index in range(4)])
+    found = [frame.load_mask() for frame in read_captures(folder)[0].frames]
+    assert [None if mask is None else int(mask[0].sum()) for mask in found] == [5, 15, 25, 35]
+
+
+def test_masks_of_which_nothing_tells_the_photo(tmp_path, rig):
+    folder = save(tmp_path / "scan65", rig)
+    count_from_one(folder)
+    save_masks(folder, ["001.png", "002.png"])
+    with pytest.raises(SidestepError, match=r"mask: 2 masks for 4 photos, and their names do not tell"):
+        read_captures(folder)
+
+
+@pytest.mark.parametrize("gone", [1, 4])
+def test_photos_counted_from_one_of_which_one_is_not_there(tmp_path, rig, gone):
+    folder = save(tmp_path / "scan65", rig)
+    count_from_one(folder)
+    (folder / "image" / f"{gone:06d}.png").unlink()
+    with pytest.raises(SidestepError, match=r"4 cameras, but .*image holds 3 photos, whose names do not tell"):
+        read_captures(folder)
+
+
 def test_photos_that_are_not_there_are_told_by_the_numbers_of_the_others(tmp_path, rig):
     folder = save(tmp_path / "scan65", rig)
     (folder / "image" / "000001.png").unlink()
@@ -98,8 +139,7 @@ def test_photos_that_are_not_there_are_told_by_the_numbers_of_the_others(tmp_pat
 
 def test_photos_counted_from_one(tmp_path, rig):
     folder = save(tmp_path / "scan65", rig)
-    for index in reversed(range(4)):
-        (folder / "image" / f"{index:06d}.png").rename(folder / "image" / f"{index + 1:06d}.png")
+    count_from_one(folder)
     rig.check(read_captures(folder)[0])
 
 
@@ -135,6 +175,7 @@ BAD = {
     "empty": b"",
     "singular": header("(4, 4)") + bytes(128),
     "not finite": header("(4, 4)") + np.full((4, 4), np.nan).tobytes(),
+    "no header's end": header("(4, 4), (") + bytes(128),
     "bomb": bytes(10_000_000),
 }
 
@@ -158,6 +199,22 @@ def test_every_cut_of_the_file_is_named(tmp_path, rig):
         (folder / "cameras.npz").write_bytes(whole[:length])
         with pytest.raises(SidestepError, match=r"cameras\.npz"):
             read_captures(folder)
+
+
+def test_damage_anywhere_in_a_compressed_file_is_named(tmp_path, rig):
+    folder = save(tmp_path / "scan65", rig)
+    np.savez_compressed(folder / "cameras.npz", **dict(np.load(folder / "cameras.npz")))
+    whole = (folder / "cameras.npz").read_bytes()
+    for place in range(0, len(whole), 7):
+        (folder / "cameras.npz").write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        with contextlib.suppress(SidestepError):  # some bytes are never looked at
+            read_captures(folder)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_matrices_column_by_column(tmp_path, rig, order):
+    entries = {name: np.array(value, order=order) for index in range(4) for name, value in matrices(rig, index).items()}
+    rig.check(read_captures(save(tmp_path / "scan65", rig, **entries))[0])
 
 
 def test_arrays_of_other_things_are_no_cameras(tmp_path, rig):
