@@ -113,6 +113,27 @@ def test_annotations_are_unpacked_once_for_all_sequences(tmp_path, monkeypatch):
     assert len(opened) == 1
 
 
+@pytest.mark.filterwarnings("ignore:scene left out")
+def test_damaged_annotations_are_unpacked_once_too(tmp_path, monkeypatch):
+    save(tmp_path, [entry(f"1_2_{sequence}", index) for sequence in range(6) for index in range(2)])
+    path = tmp_path / "chair" / co3d.ANNOTATIONS
+    path.write_bytes(path.read_bytes()[:-40])
+    opened = []
+    unpack = gzip.open
+    monkeypatch.setattr(gzip, "open", lambda *given, **options: opened.append(given) or unpack(*given, **options))
+    with pytest.raises(SidestepError, match=r"none of its 6 scenes can be read; the first: .*frame_annotations\.jgz"):
+        read_captures(tmp_path)
+    assert len(opened) == 1
+
+
+@pytest.mark.parametrize("folder", ["chair", "chair/1_2_3"])
+def test_the_folder_that_one_is_in(tmp_path, monkeypatch, folder):
+    save(tmp_path, [entry("1_2_3", index) for index in range(2)])
+    monkeypatch.chdir(tmp_path / folder)
+    (scene,) = read_captures(".")
+    assert (scene.id, len(scene.frames)) == ("chair/1_2_3", 2)
+
+
 def test_annotations_that_changed_are_read_anew(tmp_path):
     save(tmp_path, [entry("1_2_3", 0)])
     assert len(read_captures(tmp_path)[0].frames) == 1
@@ -204,6 +225,16 @@ BAD = {
     "shape": (entry("1_2_3", 0, size=(48, 64)), "another shape"),
     "number": (entry("1_2_3", 0) | {"frame_number": "first"}, "no entry of CO3D's"),
     "viewpoint": (entry("1_2_3", 0) | {"viewpoint": [1, 2]}, "no entry of CO3D's"),
+    "too large": (damage(entry("1_2_3", 0), T=[10**400, 0, 0]), "no viewpoint of R"),
+    "image": (entry("1_2_3", 0) | {"image": ["chair/1_2_3/images/frame000000.jpg"]}, "no entry of CO3D's"),
+    "mask elsewhere": (
+        entry("1_2_3", 0) | {"mask": {"path": "chair/1_2_3/../../../secret"}},
+        r"lists chair/1_2_3/\.\./\.\./\.\./secret, outside of its folder",
+    ),
+    "depth's mask elsewhere": (
+        entry("1_2_3", 0) | {"depth": {"path": "chair/1_2_3/d.png", "mask_path": "chair/1_2_3/../m.png"}},
+        "outside of its folder",
+    ),
 }
 
 

@@ -119,6 +119,7 @@ def pose(**changes):
         pose(m01=0.1),
         pose(m00=-1.0),
         pose(m30=1.0),
+        [[1, 0, 0, 10**400], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]],
         [[1, 0], [0, 1]],
         "no matrix",
         [[1, 0, 0, 0], [0, 1, 0], [0, 0, 1, 0]],
@@ -146,6 +147,7 @@ def test_frame_without_a_pose_is_refused(tmp_path):
         {"fl_x": -5.0},
         {"fl_x": "wide"},
         {"fl_x": math.nan},
+        {"fl_x": 10**400},
         {"camera_angle_x": 4.0},
         {"fl_x": 50.0, "camera_model": "OPENCV_FISHEYE"},
         {"fl_x": 50.0, "is_fisheye": True},
@@ -170,6 +172,36 @@ def test_file_that_is_no_transforms_is_refused(tmp_path, text):
 def test_photo_listed_twice_is_refused(tmp_path):
     with pytest.raises(SidestepError, match=r"a\.png is listed twice"):
         read_transforms(save(tmp_path, [entry("a.png"), entry("a.png")], ["a.png"], fl_x=50.0))
+
+
+def outside(tmp_path: Path, key: str, listed: str) -> Path:
+    """A scene in a set, one of whose frames lists a map."""
+    (tmp_path / "set" / "masks").mkdir(parents=True)
+    for place in ("secret.png", "set/masks/a.png"):
+        Image.new("L", (64, 48), 255).save(tmp_path / place)
+    frames = [entry("images/a.png", **{key: listed.format(root=tmp_path)})]
+    return save(tmp_path / "set" / "scene", frames, ["images/a.png"], fl_x=50.0)
+
+
+@pytest.mark.parametrize("key", ["mask_path", "depth_file_path"])
+@pytest.mark.parametrize("listed", ["../../secret.png", "images/../../../secret.png", "{root}/secret.png"])
+def test_a_map_from_elsewhere_is_refused(tmp_path, monkeypatch, key, listed):
+    path = outside(tmp_path, key, listed)
+    monkeypatch.chdir(path.parent)
+    for given in (path, "transforms.json"):
+        with pytest.raises(SidestepError, match=r"frame a\.png lists .*secret\.png, far from the scene's folder"):
+            read_captures(given)
+
+
+@pytest.mark.parametrize("listed", ["../masks/a.png", "{root}/set/masks/a.png"])
+def test_a_map_beside_the_scenes_folder_is_read(tmp_path, monkeypatch, listed):
+    path = outside(tmp_path, "mask_path", listed)
+    (path.parent / "images" / "deeper").mkdir()
+    for place, given in (("images", "../transforms.json"), ("images/deeper", "../.."), (".", ".")):
+        monkeypatch.chdir(path.parent / place)
+        mask = read_captures(given)[0].frames[0].load_mask()
+        assert mask is not None
+        assert bool(mask.all())
 
 
 def test_cameras_alone_need_no_photos_and_keep_their_order(tmp_path):

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sidestep.captures.folders import Finder
+from sidestep.captures.folders import Finder, within
 from sidestep.captures.lens import Array, Lens
 from sidestep.captures.ply import read_ply
 from sidestep.captures.poses import rigid
@@ -57,7 +57,10 @@ def read_co3d(folder: Path, category: str | None = None) -> Scene:
     folder = folder.absolute()
     path = folder.parent / ANNOTATIONS
     stamp = path.stat()
-    entries = _sequences(path, stamp.st_mtime_ns, stamp.st_size).get(folder.name)
+    sequences = _sequences(path, stamp.st_mtime_ns, stamp.st_size)
+    if isinstance(sequences, str):
+        raise SidestepError(sequences)
+    entries = sequences.get(folder.name)
     if entries is None:
         raise SidestepError(f"{path}: has no frame of the sequence {folder.name}; download the category's whole file")
     shots = sorted((_Shot.of(path, json.loads(entry)) for entry in entries), key=lambda shot: shot.number)
@@ -138,6 +141,9 @@ class _Shot:
         image, mask, depth = (entry.get(key) or {} for key in ("image", "mask", "depth"))
         where = f"{path}: frame {number} of {entry['sequence_name']}"
         try:
+            for listed in (image.get("path"), mask.get("path"), depth.get("path"), depth.get("mask_path")):
+                if listed and not within(Path("sequence", _inside(listed)), Path("sequence")):
+                    raise SidestepError(f"{where} lists {listed}, outside of its folder; move it into it")
             height, width = (int(side) for side in image["size"])
             viewpoint = entry.get("viewpoint")
             if not isinstance(number, int) or not isinstance(viewpoint, dict | None):
@@ -175,7 +181,7 @@ class _Shot:
                 np.array(viewpoint[key], dtype=np.float64).reshape(shape)
                 for key, shape in (("focal_length", 2), ("principal_point", 2), ("R", (3, 3)), ("T", 3))
             )
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise SidestepError(f"{where} has no viewpoint of R, T, focal_length and principal_point") from None
         fx, fy = focal * unit
         cx, cy = half - principal * unit
@@ -193,14 +199,21 @@ def _inside(listed: str | None) -> str:
 
 
 @lru_cache(maxsize=1)
-def _sequences(path: Path, modified: int, size: int) -> dict[str, list[str]]:
-    """The entries of a category's file, as text, by sequence. `modified` and `size` tell a file that has changed."""
+def _sequences(path: Path, modified: int, size: int) -> dict[str, list[str]] | str:
+    """The entries of a category's file, as text, by sequence; or what is wrong with the file.
+
+    A fault is returned, because none that is raised would be remembered, and each of thousands of sequences would
+    unpack the file again. `modified` and `size` tell a file that has changed.
+    """
     sequences: dict[str, list[str]] = {}
-    for number, (entry, text) in enumerate(_entries(path)):
-        name = entry.get("sequence_name") if isinstance(entry, dict) else None
-        if not isinstance(name, str):
-            raise SidestepError(f"{path}: entry {number} has no sequence_name; download the file again")
-        sequences.setdefault(name, []).append(text)
+    try:
+        for number, (entry, text) in enumerate(_entries(path)):
+            name = entry.get("sequence_name") if isinstance(entry, dict) else None
+            if not isinstance(name, str):
+                return f"{path}: entry {number} has no sequence_name; download the file again"
+            sequences.setdefault(name, []).append(text)
+    except SidestepError as error:
+        return str(error)
     return sequences
 
 

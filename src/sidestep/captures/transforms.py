@@ -14,7 +14,7 @@ import torch
 
 from sidestep.cameras import Camera
 from sidestep.captures.colmap import check_names
-from sidestep.captures.folders import COPIES, Finder, natural
+from sidestep.captures.folders import COPIES, Finder, natural, within
 from sidestep.captures.lens import Array, Lens
 from sidestep.captures.maps import Alpha
 from sidestep.captures.poses import rigid
@@ -119,14 +119,17 @@ def _frame(path: Path, data: dict[str, Any], entry: dict[str, Any], name: str, p
     width, height, orientation = stored_size(photo)
     shown = (height, width) if orientation >= 5 else (width, height)
     lens = _lens(path, name, {**data, **entry}, shown)
-    mask, depth = _listed(path, entry, "mask_path"), _listed(path, entry, "depth_file_path")
+    mask, depth = (_listed(path, name, entry.get(key)) for key in ("mask_path", "depth_file_path"))
     return make_frame(name, photo, lens, _world_to_camera(path, name, entry), path, mask or Alpha.of(photo), depth)
 
 
-def _listed(path: Path, entry: dict[str, Any], key: str) -> Path | None:
-    """The file that a frame names beside its photo, if it is there."""
-    listed = entry.get(key)
-    return path.parent / listed if isinstance(listed, str) and (path.parent / listed).is_file() else None
+def _listed(path: Path, name: str, listed: object) -> Path | None:
+    """The map that a frame lists, if it is there: in the scene's folder, or beside it in the set (../masks/003.png)."""
+    if not isinstance(listed, str) or not (path.parent / listed).is_file():
+        return None
+    if not within(path.parent / listed, path.parent / ".."):
+        raise SidestepError(f"{path}: frame {name} lists {listed}, far from the scene's folder; move it into it")
+    return path.parent / listed
 
 
 def read_cameras(path: str | Path) -> list[Camera]:
@@ -233,7 +236,7 @@ def _world_to_camera(path: Path, name: str, entry: dict[str, Any]) -> Array:
         raise SidestepError(f"{fault} no transform_matrix; remove the frame, or give it a pose")
     try:
         matrix: Array = np.array(entry["transform_matrix"], dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise SidestepError(f"{fault} a transform_matrix that is not an array of numbers") from None
     if matrix.shape not in ((3, 4), (4, 4)):
         raise SidestepError(f"{fault} a transform_matrix of shape {matrix.shape}; it must be 4x4")
@@ -250,8 +253,8 @@ def _lens(path: Path, name: str, entry: dict[str, Any], photo_size: tuple[int, i
         value = entry.get(key)
         if value is None:
             return default
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise SidestepError(f"{path}: frame {name} has {key} = {value!r}, which is not a number")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
+            raise SidestepError(f"{path}: frame {name} has {key} = {value!r:.40}, which is not a number")
         return float(value)
 
     model = entry.get("camera_model")
