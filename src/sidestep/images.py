@@ -65,6 +65,16 @@ def stored_size(path: Source) -> tuple[int, int, int]:
         return image.width, image.height, _orientation(image)
 
 
+def is_transparent(path: Source) -> bool:
+    """Whether a picture may have transparent pixels, by its header alone.
+
+    Raises:
+        SidestepError: as `stored_size`.
+    """
+    with _opened(path) as image:
+        return bool(image.has_transparency_data)
+
+
 def resize_and_crop(
     image: Image.Image, size: int, resample: Image.Resampling = Image.Resampling.LANCZOS
 ) -> Image.Image:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,34 @@ def test_maps_bend_with_a_lens_as_their_photo_does(tmp_path: Path) -> None:
 def test_mask_is_what_is_brighter_than_half(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 127, 128, 255]], dtype=np.uint8)).save(tmp_path / "m.png")
     assert read_mask(tmp_path / "m.png").tolist() == [[False, False, True, True]]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("stored", [True, False], ids=["stored", "upright"])
+def test_maps_of_a_photo_that_exif_turns(tmp_path: Path, orientation: int, stored: bool) -> None:
+    # A photo that shows its own mask, and a mask as the pixels are stored or as they are shown.
+    square = np.zeros((48, 64), np.uint8)
+    square[4:14, 30:60] = 255
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(square).save(tmp_path / "images" / "a.png", exif=exif)
+    shown = load_image(tmp_path / "images" / "a.png").convert("L")
+    swapped = orientation >= 5
+    (Image.fromarray(square) if stored and swapped else shown).save(tmp_path / "masks" / "a.png")
+    frame = {"file_path": "images/a.png", "transform_matrix": np.eye(4).tolist(), "mask_path": "masks/a.png"}
+    (tmp_path / "transforms.json").write_text(json.dumps({"camera_angle_x": 0.7, "frames": [frame]}), encoding="utf-8")
+    mask = read_captures(tmp_path)[0].frames[0].load_mask()
+    assert mask is not None
+    assert torch.equal(mask, torch.from_numpy(np.array(shown) > 127))
+
+
+def test_a_large_transparent_photo_is_asked_without_a_warning(tmp_path: Path) -> None:
+    Image.new("LA", (9500, 9500)).save(tmp_path / "a.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Alpha.of(tmp_path / "a.png") is not None
 
 
 @pytest.mark.parametrize("times", [2, 0.5])

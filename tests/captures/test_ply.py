@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from sidestep.captures import ply
 from sidestep.captures.ply import read_ply
 from sidestep.captures.points import write_ply
 from sidestep.errors import SidestepError
@@ -35,6 +36,13 @@ def test_thinned_evenly_and_without_what_is_not_finite(tmp_path):
     (tmp_path / "a.ply").write_bytes(data)
     assert np.array_equal(read_ply(tmp_path / "a.ply", 8).numpy(), POINTS[::2])
     assert np.array_equal(read_ply(tmp_path / "a.ply", 3).numpy(), POINTS[[0, 6]])
+
+
+def test_a_file_of_more_points_than_fit(tmp_path, monkeypatch):
+    (tmp_path / "a.ply").write_bytes(binary("binary_little_endian", "float"))
+    monkeypatch.setattr(ply, "_MOST_BYTES", 100)
+    with pytest.raises(SidestepError, match=r"a\.ply: larger than"):
+        read_ply(tmp_path / "a.ply", 100)
 
 
 WHOLE = binary("binary_little_endian", "float")

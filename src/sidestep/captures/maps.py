@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sidestep.errors import SidestepError
 from sidestep.files import atomic_path
-from sidestep.images import Source, open_image
+from sidestep.images import Source, is_transparent, open_image
 
 DEPTH_UNIT = 1e-3
 _MASKS, _DEPTHS = ("masks", "mask"), ("depths", "depth")
@@ -68,8 +68,7 @@ class Alpha:
         """The mask of a photo that can be read, or None where it cannot be transparent."""
         if photo.suffix.lower() not in (".png", ".webp"):
             return None
-        with Image.open(photo) as image:
-            return cls(photo) if image.has_transparency_data else None
+        return cls(photo) if is_transparent(photo) else None
 
     def read_bytes(self) -> bytes:
         with open_image(self.photo) as image:

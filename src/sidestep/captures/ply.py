@@ -16,6 +16,7 @@ _TYPES = {
 }  # fmt: skip
 _ORDERS = {"binary_little_endian": "<", "binary_big_endian": ">", "ascii": "="}
 _MOST_HEADER = 2**16  # bytes
+_MOST_BYTES = 512 * 2**20  # of a file; 20 million points with colours take 300 MB
 
 
 def read_ply(path: Path, most: int) -> Tensor:
@@ -25,6 +26,8 @@ def read_ply(path: Path, most: int) -> Tensor:
         SidestepError: if the file is no PLY, is cut short, or does not begin with vertices that have x, y and z.
     """
     try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise SidestepError(f"{path}: larger than {_MOST_BYTES // 2**20} MiB; export fewer points, or remove it")
         data = path.read_bytes()
     except OSError as error:
         raise SidestepError(f"{path}: cannot be read ({error.strerror})") from None

@@ -75,6 +75,8 @@ class Frame:
         """A map (H, W) of the photo as `load` returns it, as float32; its nearest pixels where its size is another."""
         size = self.camera.width, self.camera.height
         values = values.float()
+        if not _same_shape(values.shape[::-1], size):
+            values = _upright(values, stored_size(self.path)[2])
         if values.shape != size[::-1]:
             if not _same_shape(values.shape[::-1], size):
                 raise SidestepError(
@@ -138,7 +140,7 @@ def make_frame(
     Args:
         lens: intrinsics, distortion and size as in the model.
         world_to_camera: (4, 4), OpenCV axes.
-        mask, depth: maps of the photo as displayed, with its distortion.
+        mask, depth: maps of the photo as displayed, or as stored where that is of another shape, with its distortion.
 
     Raises:
         SidestepError: if the photo is not readable, its shape is not the model's, or the pose is not a rigid motion.
@@ -171,6 +173,13 @@ def make_frame(
     except SidestepError as error:
         raise SidestepError(f"{source}: frame {name}: {error}") from None
     return Frame(name, path, camera, lens if lens.distorts else None, mask, depth)
+
+
+def _upright(values: Tensor, orientation: int) -> Tensor:
+    """A map (H, W) of a photo as it is stored, turned by the photo's EXIF orientation where this swaps its sides."""
+    turned = {5: (values.mT, 0), 6: (values, -1), 7: (values.mT, 2), 8: (values, 1)}
+    picture, quarters = turned.get(orientation, (values, 0))
+    return picture.rot90(quarters)
 
 
 def _same_shape(model: Sequence[int], size: tuple[int, int]) -> bool:
