@@ -1,9 +1,10 @@
 """Pretraining of a miniature prior on a few synthetic pictures."""
 
+import gzip
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,71 @@ def test_captures_that_cannot_be_read_are_not_taken_for_loose_pictures(tmp_path:
         for path in [*tmp_path.rglob("cameras.txt"), *tmp_path.rglob("transforms.json")]:
             path.write_text("1 PINHOLE broken")
     with pytest.warns(UserWarning, match="left out"), pytest.raises(SidestepError, match="none of its 3 scenes"):
+        pictures_by_split(tmp_path)
+
+
+def unreadable_co3d(root: Path) -> None:
+    for sequence in NAMES[:3]:
+        save_pictures(root / "chair" / sequence / "images")
+    (root / "chair" / "frame_annotations.jgz").write_bytes(gzip.compress(b"[{}")[:-9])
+
+
+def realestate10k_one_level_too_high(root: Path) -> None:
+    pose = "1 0 0 0 0 1 0 0 0 0 1 0"
+    for clip in NAMES[:3]:
+        save_pictures(root / "data" / "dataset" / "train" / clip)
+        cameras = root / "data" / "RealEstate10K" / "train" / f"{clip}.txt"
+        cameras.parent.mkdir(parents=True, exist_ok=True)
+        cameras.write_text(f"https://example.org\n0 0.5 0.9 0.5 0.5 0 0 {pose}\n")
+
+
+def blender_with_bad_poses(root: Path) -> None:
+    for name in NAMES[:3]:
+        save_pictures(root / name / "train")
+        frame = {"file_path": "./train/0", "transform_matrix": (2 * np.eye(4)).tolist()}
+        (root / name / "transforms_train.json").write_text(json.dumps({"camera_angle_x": 0.7, "frames": [frame]}))
+
+
+def dtu_with_bad_cameras(root: Path) -> None:
+    for name in NAMES[:3]:
+        save_pictures(root / name / "image")
+        (root / name / "cameras.npz").write_bytes(b"PK")
+
+
+def megascenes_without_models(root: Path) -> None:
+    for number in ("001", "002"):
+        save_pictures(root / "images" / number / "234")
+        (root / "reconstruct" / number / "234" / "sparses").mkdir(parents=True)
+
+
+def deeper_than_scenes_are_looked_for(root: Path) -> None:
+    for name in NAMES[:3]:
+        save_pictures(root / "a" / "b" / "c" / "d" / name / "images")
+
+
+def save_pictures(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for index in range(20):
+        Image.new("RGB", (8, 8)).save(folder / f"{index}.png")
+
+
+@pytest.mark.filterwarnings("ignore:scene left out")
+@pytest.mark.parametrize(
+    "make",
+    [
+        unreadable_co3d,
+        realestate10k_one_level_too_high,
+        blender_with_bad_poses,
+        dtu_with_bad_cameras,
+        megascenes_without_models,
+        deeper_than_scenes_are_looked_for,
+    ],
+)
+def test_what_claims_to_be_captures_is_never_taken_for_loose_pictures(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    make(tmp_path)
+    with pytest.raises(SidestepError, match="looks like captures"):
         pictures_by_split(tmp_path)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sidestep.captures import Frame, read_captures
 from sidestep.captures.packed import is_pack
+from sidestep.captures.reading import claimed
 from sidestep.captures.splits import Split, model_split
 from sidestep.errors import SidestepError
 from sidestep.images import SUFFIXES, load_image, resize_and_crop, to_tensor
@@ -21,18 +22,22 @@ def pictures_by_split(root: Path) -> Pictures:
     """The pictures below `root`, split by the model they show; loose pictures are split by their file name.
 
     Raises:
-        SidestepError: if there are none to train on or none to validate with.
+        SidestepError: if there are none to train on or none to validate with; or if there are captures that cannot be
+            read, because as loose pictures one scene's would fall on all sides of the split.
     """
     result: Pictures = {"train": [], "val": [], "test": []}
     try:
         scenes = read_captures(root)
-    except SidestepError:
+    except SidestepError as error:
         if is_pack(root):
             raise
         if not root.is_dir():
             raise SidestepError(f"{root}: no such folder of pictures or captures") from None
-        if any(root.rglob("sparse")) or any(root.rglob("transforms.json")):
-            raise  # captures that cannot be read: as loose pictures, held-out models would be trained on
+        folder = claimed(root)
+        if folder is not None:
+            raise SidestepError(
+                f"{error} ({folder} looks like captures; where it holds loose pictures, give its folders other names)"
+            ) from None
         for path in sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES):
             result[model_split(path.stem)].append(path)
     else:
