@@ -640,6 +640,12 @@ def test_a_damaged_index_is_named(pack_copy: Path, length: float) -> None:
         read_captures(pack_copy)
 
 
+def test_a_path_that_cannot_be_looked_at_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 300)
+    with pytest.raises(SidestepError, match=rf"^{path}/pack\.json: cannot be read \("):
+        read_captures(path)
+
+
 def test_what_is_no_pack_is_refused_by_name(pack_copy: Path) -> None:
     plan = pack_copy / "pack.json"
     text = plan.read_text()

@@ -131,7 +131,7 @@ class Storage:
             SidestepError: if it cannot be fetched.
         """
         if isinstance(self.path, Path):
-            if not (self.path / name).is_file():
+            if self.size(name) is None:
                 raise FileNotFoundError(self.locate(name))
             yield self.path / name
             return
