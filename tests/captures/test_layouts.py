@@ -372,10 +372,11 @@ def test_the_folder_that_one_is_in(tmp_path, rig, monkeypatch, inside):
 
 
 @pytest.fixture
-def unprivileged() -> Iterator[Path]:
+def unprivileged(furniture) -> Iterator[Path]:
     """A folder, for a test that is not run with the rights of root, who may read everything."""
     if os.name != "posix":
         pytest.skip("folders have no such rights here")
+    read_captures(furniture)  # imports what others may not be allowed to
     with tempfile.TemporaryDirectory() as name:
         folder, user = Path(name), os.geteuid()
         folder.chmod(0o777)
