@@ -120,6 +120,17 @@ def test_masks_beside_the_photos_and_as_they_are_distributed(tmp_path, rig, plac
     assert [None if mask is None else int(mask[0].sum()) for mask in found] == [3, 8, 13, None]
 
 
+def test_masks_that_are_distributed_apart_are_not_searched_for_scenes(tmp_path, rig, monkeypatch):
+    save_scene(tmp_path / "8" / "0a", rig)
+    save_scene(tmp_path / "mask" / "0b", rig)
+    save_mask(tmp_path / "masks" / "8" / "0a" / "001.jpg.png", 3)
+    looked: list[str] = []
+    listing = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: looked.append(Path(path).name) or listing(path))
+    assert [folder.name for folder, _ in find_scenes(tmp_path)] == ["0a", "0b"]
+    assert sorted(looked) == sorted([tmp_path.name, "8", "mask", "masks"])
+
+
 def test_what_systems_leave_in_folders_is_no_photo(tmp_path, rig):
     folder = save_scene(tmp_path / "scene", rig)
     for name in ("._001.jpg", ".DS_Store", "Thumbs.db", "desktop.ini"):

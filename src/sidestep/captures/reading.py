@@ -9,6 +9,7 @@ from sidestep.captures.co3d import ANNOTATIONS, is_sequence
 from sidestep.captures.findings import listed
 from sidestep.captures.folders import looking, spelled_out, subfolders
 from sidestep.captures.layouts import looks_like_scene, megascenes_root, read_scene
+from sidestep.captures.maps import MASK_SETS
 from sidestep.captures.packed import is_pack, read_pack
 from sidestep.captures.realestate10k import find_clips, own_clip
 from sidestep.captures.scene import Scene
@@ -116,11 +117,17 @@ def _scenes_below(path: Path) -> list[tuple[Path, str | None]]:
                 if looks_like_scene(folder):
                     scenes.append((folder, _category(folder) if depth > 1 or is_sequence(folder) else None))
                 elif depth < DEEPEST:
-                    below += subfolders(folder)
+                    inner = subfolders(folder)
+                    below += [] if _holds_masks(folder, inner) else inner
             except OSError as error:
                 warnings.warn(f"folder passed over: {folder}: cannot be read ({error.strerror})", stacklevel=4)
         level = below
     return sorted(scenes, key=lambda scene: (scene[1] or "", scene[0].name, len(scene[0].parts), scene[0]))
+
+
+def _holds_masks(folder: Path, inner: list[Path]) -> bool:
+    """Whether a folder repeats those beside it for MVImgNet's masks: hundreds of thousands, and no scene among them."""
+    return folder.name in MASK_SETS and any((folder.parent / path.name).is_dir() for path in inner)
 
 
 def _category(scene: Path) -> str | None:
