@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from sidestep.errors import SidestepError
-from sidestep.evaluation.comparison import choose_main_row
+from sidestep.evaluation.comparison import choose_main_row, compare
 from sidestep.evaluation.gallery import shown_pairs
 from sidestep.evaluation.protocol import PROTOCOLS
 from sidestep.evaluation.report import write_report
@@ -273,6 +273,21 @@ def test_nothing_is_called_better_without_an_interval(results, tmp_path):
     assert "Better in" not in page.section("summary")
     assert "Worse in" not in page.section("summary")
     assert "▲ better" not in page.section("differences")
+
+
+def test_one_scene_that_a_figure_was_measured_on_says_nothing_of_others(results, tmp_path):
+    for row in ("auto", "warp"):
+        for index, pair in enumerate(results.pairs):
+            if pair.scene != "sofa/002":
+                results.values[row]["perceptual"][index] = None
+        value = results.estimates[row]["all"]["perceptual"].value
+        results.estimates[row]["all"]["perceptual"] = Estimate(value, value, value)
+    difference = Difference("auto", "warp", "perceptual", "all", Estimate(-0.1, -0.1, -0.1))
+    results.differences.append(difference)
+    perceptual = next(figure for figure in FIGURES if figure.name == "perceptual")
+    assert compare(results, "auto", "warp", perceptual) == (difference.estimate, "unclear")
+    write_report(results, tmp_path, main_row="auto")
+    assert "Those of few scenes, here as few as 1, are rough" in Page(tmp_path / "report.html").section("summary")
 
 
 def test_missing_figures_and_their_reasons_are_shown(results, tmp_path):

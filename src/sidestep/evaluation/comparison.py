@@ -80,6 +80,24 @@ def pairs_without_picture(results: Results, row: str, subset: str = "all") -> in
     )
 
 
+def pairs_behind(results: Results, row: str, figure: Figure, subset: str = "all") -> set[int]:
+    """Which pairs of the subset a row's figure speaks of: those with a value, or with any where it is of whole sets."""
+    columns = results.values.get(row, {})
+    behind = list(columns.values())
+    if figure.per_pair:
+        behind = [columns[figure.name]] if figure.name in columns else []
+    return {
+        index
+        for index, pair in enumerate(results.pairs)
+        if subset in pair.subsets and any(column[index] is not None for column in behind)
+    }
+
+
+def scenes_behind(results: Results, pairs: set[int]) -> int:
+    """Of how many scenes these pairs are."""
+    return len({results.pairs[index].scene for index in pairs})
+
+
 def measured_pairs(results: Results, figure: Figure, subset: str = "all") -> int:
     """How many pairs of the subset a figure speaks of: those that any row has a value for, or all for one of whole
     sets.
@@ -133,12 +151,14 @@ def compare(
     """The paired difference, and what it says: "unclear" unless its interval leaves out 0.
 
     Where there is no paired difference, or it cannot say which of two values about 1 is nearer, the verdict is by
-    the rows' own intervals, which must not touch. Without intervals (one scene; FID) nothing is clear.
+    the rows' own intervals, which must not touch. Without intervals (the pairs of both are of one scene; FID) nothing
+    is clear.
     """
     difference = find_difference(results, row, against, figure, subset)
     ours = estimate_of(results, row, figure, subset)
     theirs = estimate_of(results, against, figure, subset)
-    if not _has_intervals(results, figure, subset, ours, theirs):
+    common = pairs_behind(results, row, figure, subset) & pairs_behind(results, against, figure, subset)
+    if scenes_behind(results, common) < 2 or not _has_intervals(figure, ours, theirs):
         return difference, "unclear"
     sign = {"higher": 1, "lower": -1, "one": 0}[figure.better]
     if figure.better == "one" and ours and theirs and (ours.value - 1) * (theirs.value - 1) > 0:
@@ -152,12 +172,8 @@ def compare(
     return difference, "better" if our_most < their_least else "worse" if our_least > their_most else "unclear"
 
 
-def _has_intervals(
-    results: Results, figure: Figure, subset: str, ours: Estimate | None, theirs: Estimate | None
-) -> bool:
+def _has_intervals(figure: Figure, ours: Estimate | None, theirs: Estimate | None) -> bool:
     """Whether intervals that are a single value are so because scenes agree, and not because nothing tells them."""
-    if len({pair.scene for pair in results.pairs if subset in pair.subsets}) < 2:
-        return False
     return figure.per_pair or all(estimate is None or estimate.low < estimate.high for estimate in (ours, theirs))
 
 

@@ -11,8 +11,11 @@ from sidestep.evaluation.comparison import (
     FigureSummary,
     choose_main_figure,
     choose_main_row,
+    estimate_of,
     find_row,
     main_rows,
+    pairs_behind,
+    scenes_behind,
     summarise,
 )
 from sidestep.evaluation.gallery import ShownPair, load_gallery, shown_pairs
@@ -84,7 +87,8 @@ def render_page(results: Results, main: Row, pictures: Path | None) -> str:
         scenes=scenes,
         agreement=any(figure.name == AGREEMENT.name for table in tables for figure in table.figures),
         about_one=any(figure.better == "one" for figure in results.figures),
-        few_scenes=scenes < FEW_SCENES,
+        fewest_scenes=_fewest_scenes(results),
+        few_scenes=FEW_SCENES,
         about=_about(results.about),
         main=main,
         main_figure=choose_main_figure(results),
@@ -99,6 +103,17 @@ def render_page(results: Results, main: Row, pictures: Path | None) -> str:
         layout={"width": charts.WIDTH, "left": charts.LEFT, "right": charts.RIGHT, "label": charts.LABEL_X},
         galleries=galleries,
     )
+
+
+def _fewest_scenes(results: Results) -> int:
+    """The least number of scenes that a value of the main table is of."""
+    behind = [
+        pairs_behind(results, row.name, figure)
+        for row in main_rows(results)
+        for figure in results.figures
+        if estimate_of(results, row.name, figure)
+    ]
+    return min((scenes_behind(results, pairs) for pairs in behind if pairs), default=0)
 
 
 def _with_group(results: Results, group: str, comparison: list[Row]) -> list[Row]:
