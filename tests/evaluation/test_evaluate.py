@@ -14,6 +14,7 @@ from sidestep.captures import read_captures
 from sidestep.captures.pairs import Pair, read_pairs, write_pairs
 from sidestep.errors import SidestepError
 from sidestep.evaluation import rows
+from sidestep.evaluation.comparison import summarise
 from sidestep.evaluation.evaluate import GROUPS, evaluate
 from sidestep.evaluation.protocol import DISTANCES
 from sidestep.evaluation.results import Results
@@ -162,6 +163,8 @@ def test_depth_maps_and_masks_give_a_row_parts_and_agreement_to_the_pairs_that_h
     for position in range(3):
         for name in ("copy", "blurred", "coarse", "variance"):
             assert values["depth"]["psnr"][position] > values[name]["psnr"][position] + 2
+    assert {row.name for row in results.rows if row.true_geometry} == {"points", "depth"}
+    assert "warp by" not in " ".join(row.title for s in summarise(results, "variance") for row in (*s.best, s.baseline))
     for figure in ("psnr_object", "ssim_unseen", "perceptual_unseen"):
         assert [value is None for value in values["coarse"][figure]] == [False, False, False, True]
     assert all("unseen" in pair.shares and "object" in pair.shares for pair in results.pairs[:3])

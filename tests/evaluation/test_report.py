@@ -208,6 +208,20 @@ def test_best_rows_are_fair_ones(results, tmp_path):
     assert not any("†" in row for row, _ in bold)
 
 
+def test_rows_that_are_given_the_true_distances_are_compared_with_but_never_the_best(results, tmp_path):
+    results.rows = [replace(row, true_geometry=row.name == "warp") for row in results.rows]
+    results.estimates["warp"]["all"]["psnr"] = Estimate(25.0, 24.5, 25.5)
+    results.differences.append(Difference("auto", "warp", "psnr", "all", Estimate(-7.0, -8.0, -6.0)))
+    write_report(results, tmp_path, main_row="auto")
+    page = Page(tmp_path / "report.html")
+    assert ("reference, best blur", "18.90") in page.bold
+    assert not any("§" in row for row, _ in page.bold)
+    assert "warp" not in page.section("summary")
+    assert "warp by known points§" in page.section("figures")
+    assert "−7.00" in page.section("differences")
+    assert r"warp by known points$^\S$" in (tmp_path / "tables.tex").read_text(encoding="utf-8")
+
+
 def test_ties_in_the_decimals_shown_are_all_best(results, tmp_path):
     results.estimates["coarse"]["all"]["psnr"] = Estimate(18.8961, 18, 19)
     write_report(results, tmp_path, main_row="auto")

@@ -97,7 +97,8 @@ def evaluate(
     for row in results.rows:
         found = results.estimates[row.name]["all"]
         cells = [f"{found[f.name].value:.{f.digits}f}" if f.name in found else "" for f in figures]
-        table.add_row(escape(row.title) + (" †" if row.uses_target else ""), *cells)
+        mark = " †" if row.uses_target else " §" if row.true_geometry else ""
+        table.add_row(escape(row.title) + mark, *cells)
     results_console = Console()
     if not results_console.is_terminal:
         results_console.width = UNBOUNDED  # else rich cuts the table at 80 columns

@@ -17,12 +17,18 @@ COPY = Row("copy", "reference copied", "baseline")
 BLUR = Row(
     "blurred", "reference blurred", "baseline", note="By the one Gaussian that scores the best PSNR on this very list."
 )
-FLOOR = Row("floor", "floor homography", "baseline", note="All that the reference shows is taken to lie on the floor.")
+FLOOR = Row(
+    "floor",
+    "floor homography",
+    "baseline",
+    note="All that the reference shows is taken to lie on the floor, whose height comes from the scene's points.",
+)
 POINTS = Row(
     "points",
     "warp by known points",
     "baseline",
     note="Distances come from the scene's points, which no method is given.",
+    true_geometry=True,
 )
 DEPTH = Row(
     "depth",
@@ -30,6 +36,7 @@ DEPTH = Row(
     "baseline",
     note="The reference's pixels are moved by its own depth map, which no method is given, and what they uncover is "
     "blurred in from around it: what warping and filling in can reach.",
+    true_geometry=True,
 )
 PHOTOS = Row(
     "photos",

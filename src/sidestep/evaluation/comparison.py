@@ -115,12 +115,13 @@ def _is_measured(results: Results, figure: str, index: int) -> bool:
 def best_rows(results: Results, rows: Sequence[Row], figure: Figure, subset: str = "all") -> list[Row]:
     """The best of `rows`, several if they tie in the decimals shown.
 
-    Rows that see the target are no methods, and rows that lack pairs are measured on other pairs: neither competes.
+    Rows that are given more than a method are none, and rows that lack pairs are measured on other pairs: neither
+    competes.
     """
     ranks: dict[str, float] = {}
     for row in rows:
         estimate = estimate_of(results, row.name, figure, subset)
-        if estimate and not row.uses_target and not pairs_without_picture(results, row.name, subset):
+        if estimate and row.competes and not pairs_without_picture(results, row.name, subset):
             ranks[row.name] = badness(figure, round(estimate.value, figure.digits))
     if not ranks:
         return []

@@ -87,7 +87,7 @@ def render_page(results: Results, main: Row, pictures: Path | None) -> str:
         scenes=scenes,
         agreement=any(figure.name == AGREEMENT.name for table in tables for figure in table.figures),
         about_one=any(figure.better == "one" for figure in results.figures),
-        fewest_scenes=_fewest_scenes(results),
+        fewest_scenes=_fewest_scenes(results, scenes),
         few_scenes=FEW_SCENES,
         about=_about(results.about),
         main=main,
@@ -105,15 +105,15 @@ def render_page(results: Results, main: Row, pictures: Path | None) -> str:
     )
 
 
-def _fewest_scenes(results: Results) -> int:
-    """The least number of scenes that a value of the main table is of."""
+def _fewest_scenes(results: Results, scenes: int) -> int:
+    """The least number of scenes, of these, that a value of the main table is of."""
     behind = [
         pairs_behind(results, row.name, figure)
         for row in main_rows(results)
         for figure in results.figures
         if estimate_of(results, row.name, figure)
     ]
-    return min((scenes_behind(results, pairs) for pairs in behind if pairs), default=0)
+    return min((scenes_behind(results, pairs) for pairs in behind if pairs), default=scenes)
 
 
 def _with_group(results: Results, group: str, comparison: list[Row]) -> list[Row]:

@@ -59,6 +59,7 @@ class Row:
             "predictions" (another program's pictures).
         uses_target: it saw the true target, so it is no method: the paper's oracle, and what a part loses.
         note: one sentence for the report.
+        true_geometry: it was given the scene's true distances, which no method is: a bound, and no baseline to beat.
     """
 
     name: str
@@ -66,6 +67,12 @@ class Row:
     group: Group
     uses_target: bool = False
     note: str = ""
+    true_geometry: bool = False
+
+    @property
+    def competes(self) -> bool:
+        """Whether it can be the best: it was given the reference photo and the cameras, and no more."""
+        return not (self.uses_target or self.true_geometry)
 
 
 @dataclass(frozen=True)

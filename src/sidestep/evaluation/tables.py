@@ -112,7 +112,7 @@ def build_table(results: Results, rows: Sequence[Row], subset: str, part: str = 
     figures = [f for f in figures if any(estimate_of(results, row.name, f, subset) for row in rows)]
     if not rows:
         return None
-    contest = sum(not row.uses_target for row in rows) > 1
+    contest = sum(row.competes for row in rows) > 1
     best = {
         figure.name: {row.name for row in best_rows(results, rows, figure, subset) if contest} for figure in figures
     }
@@ -238,6 +238,8 @@ def _latex_table(table: Table) -> str:
     caption += " 95\\% bootstrap intervals over scenes" + ("; best in bold." if table.has_best else ".")
     if any(row.row.uses_target for row in table.rows):
         caption += r" $^\dagger$sees the true target."
+    if any(row.row.true_geometry for row in table.rows):
+        caption += r" $^\S$is given the true distances."
     if any(row.lacking for row in table.rows):
         caption += r" $^\ddagger$not on every pair, so not compared."
     heads = [
@@ -257,7 +259,8 @@ def _latex_table(table: Table) -> str:
     for _, rows in table.groups:
         lines.append(r"\midrule")
         for row in rows:
-            marks = (r"$^\dagger$" if row.row.uses_target else "") + (r"$^\ddagger$" if row.lacking else "")
+            marks = r"$^\dagger$" if row.row.uses_target else r"$^\S$" if row.row.true_geometry else ""
+            marks += r"$^\ddagger$" if row.lacking else ""
             cells = [_latex_cell(cell, f.digits) for cell, f in zip(row.cells, table.figures, strict=True)]
             lines.append(" & ".join([escape_latex(row.row.title) + marks, *cells]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
