@@ -1,5 +1,6 @@
 """The furniture world of benchmarks/furniture: its catalogue, its plans (without Blender), and two rendered scenes."""
 
+import hashlib
 import importlib.util
 import json
 import sys
@@ -104,12 +105,36 @@ def test_a_library_becomes_models_with_their_creators(tools: Any, tmp_path: Path
 def test_a_model_without_a_mesh_is_refused_by_name(
     tools: Any, tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tools.catalogue, "LIBRARIES", ("Scopia",))
+    monkeypatch.setattr(tools.catalogue, "LIBRARIES", {"Scopia": ""})
     library(tmp_path / "in", {"c.obj": text, "d.obj": CUBE}, entry(1, "Chair", "c.obj") + entry(2, "Chair", "d.obj"))
     tools.catalogue.main([str(tmp_path / "in"), "--out", str(tmp_path / "out")])
     assert list(json.loads((tmp_path / "out" / "refused.json").read_text())) == ["scopia001"]
     assert "refused scopia001 (Chair)" in capsys.readouterr().err
     assert [model.name for model in tools.models.read_models(tmp_path / "out")] == ["scopia002"]
+
+
+def test_a_model_that_trains_and_has_a_twin_that_tests_is_refused(
+    tools: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tools.catalogue, "LIBRARIES", {"Scopia": ""})
+    library(tmp_path / "in", {"c.obj": CUBE}, entry(95, "Table", "c.obj") + entry(96, "Teak table", "c.obj"))
+    tools.catalogue.main([str(tmp_path / "in"), "--out", str(tmp_path / "out")])
+    assert [model.name for model in tools.models.read_models(tmp_path / "out")] == ["scopia095"]
+    assert "refused scopia096 (Teak table): it would train, and is nearly scopia095" in capsys.readouterr().err
+
+
+def test_only_a_library_of_the_named_version_passes_without_a_warning(
+    tools: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = library(tmp_path / "in", {"c.obj": CUBE}, entry(1, "Chair", "c.obj"))
+    monkeypatch.setattr(tools.catalogue, "LIBRARIES", {"Scopia": hashlib.sha256(file.read_bytes()).hexdigest()})
+    command = [str(tmp_path / "in"), "--out", str(tmp_path / "out")]
+    tools.catalogue.main(command)
+    assert capsys.readouterr().err == ""
+    with file.open("ab") as archive:  # still a ZIP archive
+        archive.write(b"\n")
+    tools.catalogue.main(command)
+    assert f"Scopia.sh3f is not the one of sweethome3d-furniture {tools.catalogue.VERSION}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["../outside.obj", "/etc/outside.obj", "a/../../outside.obj", "a\\..\\outside.obj"])
@@ -155,6 +180,15 @@ def test_the_committed_lists_are_the_rules() -> None:
     assert all(len(lists[split]) > 30 for split in SPLITS)
     for split, names in lists.items():
         assert {model_split(name) for name in names} == {split}
+
+
+def test_the_committed_lists_keep_twins_out_of_training(tools: Any) -> None:
+    lists = json.loads((ROOT / "benchmarks" / "furniture" / "splits.json").read_text())
+    assert tools.catalogue.TWINS
+    for twin, held_out in tools.catalogue.TWINS.items():
+        assert model_split(twin) == "train"
+        assert twin not in lists["train"]
+        assert held_out in lists["test"]
 
 
 def test_no_scene_mixes_splits(plans: list[Any]) -> None:
