@@ -175,6 +175,7 @@ def test_depth_maps_and_masks_give_a_row_parts_and_agreement_to_the_pairs_that_h
     for name in ("photos", "copy", "blurred", "depth", "coarse", "variance", "addition", "auto"):
         assert [value is None for value in values[name]["agreement"]] == [False, False, True, name == "depth"]
     assert "agreement" not in values["random-noise"]
+    assert "agreement" not in {s.figure.name for s in summarise(results, "variance")}
     for position in range(2):
         agreements = {name: values[name]["agreement"][position] for name in ("photos", "depth", "blurred", "copy")}
         assert sorted(agreements, key=lambda name: -agreements[name])[-1] == "copy"

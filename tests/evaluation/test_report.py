@@ -222,6 +222,16 @@ def test_rows_that_are_given_the_true_distances_are_compared_with_but_never_the_
     assert r"warp by known points$^\S$" in (tmp_path / "tables.tex").read_text(encoding="utf-8")
 
 
+def test_a_figure_that_blur_wins_has_no_best_row_and_no_place_in_the_summary(results, tmp_path):
+    results.figures = [replace(figure, diagnostic=figure.name == "psnr") for figure in FIGURES]
+    write_report(results, tmp_path, main_row="auto")
+    page = Page(tmp_path / "report.html")
+    assert "18.90" not in [value for _, value in page.bold]
+    assert "PSNR" not in page.section("summary")
+    assert "18.90" in page.section("figures")
+    assert "PSNR" in page.section("differences")
+
+
 def test_ties_in_the_decimals_shown_are_all_best(results, tmp_path):
     results.estimates["coarse"]["all"]["psnr"] = Estimate(18.8961, 18, 19)
     write_report(results, tmp_path, main_row="auto")

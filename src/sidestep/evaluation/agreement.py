@@ -17,7 +17,7 @@ from sidestep.evaluation.depth import matched
 from sidestep.evaluation.maps import load_depth
 from sidestep.evaluation.results import Figure
 
-AGREEMENT = Figure("agreement", "Agreement (dB)", "higher", 2)
+AGREEMENT = Figure("agreement", "Agreement (dB)", "higher", 2, diagnostic=True)
 TOLERANCE = 0.1  # of pictures in [-1, 1]: what shading and rounding may change between two photos of one point
 
 Pixels = tuple[Tensor, Tensor]

@@ -113,11 +113,13 @@ def _is_measured(results: Results, figure: str, index: int) -> bool:
 
 
 def best_rows(results: Results, rows: Sequence[Row], figure: Figure, subset: str = "all") -> list[Row]:
-    """The best of `rows`, several if they tie in the decimals shown.
+    """The best of `rows`, several if they tie in the decimals shown; none in a figure that says nothing by itself.
 
     Rows that are given more than a method are none, and rows that lack pairs are measured on other pairs: neither
     competes.
     """
+    if figure.diagnostic:
+        return []
     ranks: dict[str, float] = {}
     for row in rows:
         estimate = estimate_of(results, row.name, figure, subset)
@@ -206,7 +208,9 @@ class FigureSummary:
 
 
 def summarise(results: Results, main_row: str) -> list[FigureSummary]:
-    """The main row against the best baseline of each figure; figures that the main row lacks are left out."""
+    """The main row against the best baseline of each figure; those that the main row lacks, and those that say nothing
+    by themselves, are left out.
+    """
     rows = main_rows(results)
     baselines = [row for row in rows if row.group == "baseline" and row.name != main_row]
     summaries = []

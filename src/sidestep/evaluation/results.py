@@ -87,6 +87,7 @@ class Figure:
         digits: decimals to show.
         per_pair: whether each pair has a value of its own; FID and the kernel distance are of whole sets.
         part: the part of the target that it is measured on, a key of PARTS; empty for all of it.
+        diagnostic: it says nothing by itself, so no row is the best in it and the summary leaves it out.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Figure:
     digits: int
     per_pair: bool = True
     part: str = ""
+    diagnostic: bool = False
 
 
 @dataclass(frozen=True)
