@@ -17,6 +17,7 @@ from sidestep.captures import read_captures
 from sidestep.captures.photos import import_photos
 from sidestep.captures.reconstruction import pairs
 from sidestep.captures.sharpness import sharp_frames
+from sidestep.captures.sources import collect
 from sidestep.errors import SidestepError
 
 pytest.importorskip("pycolmap", minversion="4")
@@ -194,7 +195,7 @@ def test_what_holds_no_scene_is_refused_at_once(tmp_path: Path, monkeypatch: pyt
         picture.save(photos / f"{number}.png")
     with (
         pytest.warns(UserWarning, match=r"2 photos left out: IMG_7\.HEIC, IMG_8\.dng; save them as JPEG"),
-        pytest.raises(SidestepError, match="1 usable photos, 3 the same, 2 of a kind not read"),
+        pytest.raises(SidestepError, match="1 usable photos, 3 the same, 2 of a kind that is not read"),
     ):
         import_photos(photos, tmp_path / "out")
     (tmp_path / "a.mp4").write_bytes(b"no video")
@@ -227,7 +228,7 @@ def test_the_sharp_frames_of_a_video_are_taken_upright(tmp_path: Path) -> None:
     path = tmp_path / "video.mp4"
     write_video(path, blurred_but_for_one_in_four(corner.cameras(5, 160, 120)))
     taken = list(sharp_frames(path, 5))
-    assert [seconds for seconds, _ in taken] == pytest.approx([0.1, 0.5, 0.9, 1.3, 1.7])
+    assert [time for time, _ in taken] == ["0.10 s", "0.50 s", "0.90 s", "1.30 s", "1.70 s"]
     assert len(list(sharp_frames(path, 100))) == 20
 
     data = path.read_bytes()
@@ -236,6 +237,41 @@ def test_the_sharp_frames_of_a_video_are_taken_upright(tmp_path: Path) -> None:
     path.write_bytes(data[:matrix] + turned + data[matrix + 36 :])
     upright = next(iter(sharp_frames(path, 5)))[1]
     assert np.array_equal(np.asarray(upright), np.rot90(np.asarray(taken[0][1]), -1))
+
+
+def noise(count: int) -> list[Image.Image]:
+    random = np.random.default_rng(0)
+    return [Image.fromarray(random.integers(0, 255, (48, 64, 3), dtype=np.uint8)) for _ in range(count)]
+
+
+def test_a_damaged_frame_of_a_video_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "video.mp4"
+    write_video(path, noise(20))
+    with av.open(str(path)) as container:
+        packet = list(container.demux(video=0))[10]
+        place, size = packet.pos, packet.size
+    data = path.read_bytes()
+    path.write_bytes(data[:place] + b"\xff" * size + data[place + size :])
+    with pytest.warns(UserWarning, match=r"video\.mp4: frames that are damaged and were passed over: 1"):
+        assert len(list(sharp_frames(path, 100))) == 19
+
+
+def test_frames_without_times_have_their_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "video.h264"
+    pictures = noise(4)
+    write_video(path, [pictures[0], pictures[0], *pictures[1:]])
+    (tmp_path / "photos").mkdir()
+    photos, left_out = collect(path, tmp_path / "photos", None, 1600, lambda done, total: None)
+    assert [photo.original for photo in photos] == ["frame 0", "frame 2", "frame 3", "frame 4"]
+    assert left_out == [("frame 1", "the same picture as frame 0")]
+
+
+def test_names_of_more_than_a_thousand_photos_sort_in_their_order(tmp_path: Path) -> None:
+    write_video(tmp_path / "video.mp4", noise(3))
+    for count, last in ((1000, "002.jpg"), (1001, "0002.jpg")):
+        (tmp_path / str(count)).mkdir()
+        photos, _ = collect(tmp_path / "video.mp4", tmp_path / str(count), count, 1600, lambda done, total: None)
+        assert photos[2].name == last
 
 
 @pytest.mark.slow

@@ -52,7 +52,7 @@ class Imported:
 
     Attributes:
         name: the file in DIR/images; None for a photo that has no camera.
-        original: the file in the source, or the time in the video, "12.35 s".
+        original: the file in the source; or the time in the video, "12.35 s", or "frame 17" without one.
         reason: why it has no camera, or None.
     """
 
@@ -227,7 +227,7 @@ def _earlier(folder: Path, settings: dict[str, Any]) -> Import | None:
 
 def _prepare(
     work: Path, source: Path, settings: dict[str, Any], progress: Progress
-) -> tuple[list[Photo], dict[str, str]]:
+) -> tuple[list[Photo], list[tuple[str, str]]]:
     """Fills the working folder with photos, unless it is of these settings already; these, and what was left out."""
     listed = work / "photos.json"
     if listed.is_file():
@@ -268,12 +268,12 @@ def _check(source: Path, photos: list[Photo], found: Found) -> None:
     )
 
 
-def _report(folder: Path, photos: list[Photo], found: Found, left_out: dict[str, str]) -> Import:
+def _report(folder: Path, photos: list[Photo], found: Found, left_out: list[tuple[str, str]]) -> Import:
     named = []
     for number, photo in enumerate(photos):
         reason = None if found.placed[number] else _reason(number, photos, found)
         named.append(Imported(None if reason else photo.name, photo.original, reason))
-    named += [Imported(None, original, reason) for original, reason in left_out.items()]
+    named += [Imported(None, original, reason) for original, reason in left_out]
     lenses = []
     for lens, focal in found.focal.items():
         of_it = [photo for number, photo in enumerate(photos) if photo.lens == lens and found.placed[number]]

@@ -51,7 +51,7 @@ class Photo:
 
     Attributes:
         name: its file's name in WORK/photos.
-        original: the file in the folder it comes from, or the time in the video, "12.35 s".
+        original: the file in the folder it comes from; or the time in the video, "12.35 s", or "frame 17" without one.
         width, height: pixels, upright.
         lens: equal for photos that one camera took at one focal length.
         fov: degrees across the shorter side by EXIF, or None.

@@ -1,5 +1,6 @@
 """The sharp frames of a video: of every stretch of equal time the sharpest one."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,40 +28,55 @@ def sharpness(pictures: Tensor) -> Tensor:
 
 def sharp_frames(
     path: Path, count: int, progress: Callable[[int, int], None] | None = None
-) -> Iterator[tuple[float, Image.Image]]:
-    """The sharpest frame of each of `count` stretches of equal time, upright, with its time in seconds, in order.
+) -> Iterator[tuple[str, Image.Image]]:
+    """The sharpest frame of each of `count` stretches of equal time, upright, in order, with its time, "12.35 s".
 
-    All frames of a video that has no more than `count`; fewer where nothing was recorded for a while.
+    All frames of a video that has no more than `count`; fewer where nothing was recorded for a while. In a video that
+    has no times, a frame has its number, "frame 17", and the stretches are of as many frames. Frames that are damaged
+    are passed over, and counted in a warning.
 
     Args:
         progress: called with (frames decoded, frames in all).
 
     Raises:
-        SidestepError: if the file is missing, no video, or damaged.
+        SidestepError: if the file is missing or no video.
     """
     times = _times(path)
     start, length = min(times), max(times) - min(times) + 1
-    best: tuple[float, Any] | None = None
+    best: tuple[float, int, Any] | None = None
     window = 0
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
-            for number, frame in enumerate(container.decode(stream)):
+            for number, frame in enumerate(_decode(path, container, stream)):
                 if progress is not None:
                     progress(min(number + 1, len(times)), len(times))
                 place = number if len(times) <= count else (_time(frame, number) - start) * count // length
+                place = min(place, count - 1)  # an AVI shows its last frame after the time of its last packet
                 if place != window and best is not None:
-                    yield _still(best[1])
+                    yield _still(*best[1:])
                     best = None
                 window = place
                 value = float(sharpness(_grey(frame)))
                 if best is None or value > best[0]:
-                    best = value, frame
+                    best = value, number, frame
     except av.FFmpegError as error:
         raise _unreadable(path, error) from None
     if best is not None:
-        yield _still(best[1])
+        yield _still(*best[1:])
+
+
+def _decode(path: Path, container: Any, stream: Any) -> Iterator[Any]:
+    """The frames that can be decoded."""
+    damaged = 0
+    for packet in container.demux(stream):
+        try:
+            yield from packet.decode()
+        except av.error.InvalidDataError:
+            damaged += 1
+    if damaged:
+        warnings.warn(f"{path}: frames that are damaged and were passed over: {damaged}", stacklevel=2)
 
 
 def _times(path: Path) -> list[int]:
@@ -96,6 +112,7 @@ def _grey(frame: Any) -> Tensor:
     return torch.from_numpy(small.to_ndarray())[None, None] / 255.0
 
 
-def _still(frame: Any) -> tuple[float, Image.Image]:
+def _still(number: int, frame: Any) -> tuple[str, Image.Image]:
+    name = f"frame {number}" if frame.time is None else f"{frame.time:.2f} s"
     # A phone stores what its sensor sees, and by how much that has to be turned counter-clockwise.
-    return float(frame.time or 0.0), frame.to_image().rotate(frame.rotation, expand=True)
+    return name, frame.to_image().rotate(frame.rotation, expand=True)

@@ -45,7 +45,7 @@ def photo_files(folder: Path) -> list[Path]:
     files = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
     if not files:
         unread = _not_read(folder)
-        told = f", but {len(unread)} that cannot be read, such as {min(unread)}: save them as JPEG" if unread else ""
+        told = f", but {len(unread)} that cannot be read, such as {unread[0][0]}: save them as JPEG" if unread else ""
         raise SidestepError(
             f"{folder}: no photos in it; {', '.join(SUFFIXES)} are looked for, not in folders within{told}"
         )
@@ -54,8 +54,8 @@ def photo_files(folder: Path) -> list[Path]:
 
 def collect(
     source: Path, folder: Path, frames: int | None, max_size: int, progress: Callable[[int, int], None]
-) -> tuple[list[Photo], dict[str, str]]:
-    """Writes the photos that a scene is made from to `folder` as 000.jpg, 001.jpg, ...
+) -> tuple[list[Photo], list[tuple[str, str]]]:
+    """Writes the photos that a scene is made from to `folder` as 000.jpg, 001.jpg, ..., in an order of their names.
 
     Args:
         source: a folder of photos, or a video.
@@ -64,39 +64,46 @@ def collect(
         progress: called with (files or frames read, of how many).
 
     Returns:
-        The photos in their order, and what was left out: its original to the reason.
+        The photos in their order, and what was left out: pairs of its original and the reason.
 
     Raises:
         SidestepError: if the source cannot be read, or fewer than 3 different photos are in it.
     """
-    found = _photos(source, frames, progress) if source.is_dir() else _frames(source, frames, progress)
+    left_out: list[tuple[str, str]] = []
+    if source.is_dir():
+        files = _spread(photo_files(source), frames)
+        most, found = len(files), _photos(files, progress)
+        left_out = _not_read(source)
+    else:
+        most = frames or VIDEO_FRAMES
+        found = _frames(source, most, progress)
+    digits = max(3, len(str(most - 1)))
     photos: list[Photo] = []
-    left_out = _not_read(source) if source.is_dir() else {}
-    unread = len(left_out)
+    unread = [name for name, _ in left_out]
     if unread:
-        warnings.warn(f"{source}: {unread} photos left out: {listed(list(left_out))}; save them as JPEG", stacklevel=2)
+        warnings.warn(f"{source}: {len(unread)} photos left out: {listed(unread)}; save them as JPEG", stacklevel=2)
     last: np.ndarray | None = None
     for original, picture, lens, fov in found:
         if picture is None:
-            left_out[original] = "damaged"
+            left_out.append((original, "damaged"))
             continue
         tiny = np.asarray(picture.convert("L").resize((32, 32), Image.Resampling.BOX), dtype=np.float32)
         if last is not None and np.abs(tiny - last).max() <= SAME:
-            left_out[original] = f"the same picture as {photos[-1].original}"
+            left_out.append((original, f"the same picture as {photos[-1].original}"))
             continue
         last = tiny
         picture.thumbnail((max_size, max_size), Image.Resampling.LANCZOS)
-        name = f"{len(photos):03d}.jpg"
+        name = f"{len(photos):0{digits}d}.jpg"
         picture.save(folder / name, quality=98, subsampling=0)
         lens = f"{picture.width}x{picture.height}{lens}"
         photos.append(Photo(name, original, *picture.size, lens, fov))
     if len(photos) < 3:
         kind = "photos" if source.is_dir() else "frames"
-        damaged = sum(reason == "damaged" for reason in left_out.values())
+        damaged = sum(reason == "damaged" for _, reason in left_out)
         counts = {
-            "the same": len(left_out) - damaged - unread,
+            "the same": len(left_out) - damaged - len(unread),
             "damaged": damaged,
-            "of a kind that is not read": unread,
+            "of a kind that is not read": len(unread),
         }
         told = "".join(f", {count} {what}" for what, count in counts.items() if count)
         raise SidestepError(
@@ -106,19 +113,23 @@ def collect(
     return photos, left_out
 
 
-def _not_read(folder: Path) -> dict[str, str]:
-    """The photos of a folder in formats that are not read, with the reason why they are left out."""
+def _not_read(folder: Path) -> list[tuple[str, str]]:
+    """The photos of a folder in formats that are not read, by name, with the reason why they are left out."""
     names = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in NOT_READ)
-    return {name: f"{Path(name).suffix[1:].upper()} is not read; save it as JPEG" for name in names if name[0] != "."}
+    return [(name, f"{Path(name).suffix[1:].upper()} is not read; save it as JPEG") for name in names if name[0] != "."]
+
+
+def _spread(files: list[Path], count: int | None) -> list[Path]:
+    """`count` of the files, evenly."""
+    if count is None or count >= len(files):
+        return files
+    return [files[int(place)] for place in np.linspace(0, len(files) - 1, count).round()]
 
 
 _Read = tuple[str, Image.Image | None, str, float | None]  # original, picture, lens, field of view
 
 
-def _photos(folder: Path, count: int | None, progress: Callable[[int, int], None]) -> Iterator[_Read]:
-    files = photo_files(folder)
-    if count is not None and count < len(files):
-        files = [files[int(place)] for place in np.linspace(0, len(files) - 1, count).round()]
+def _photos(files: list[Path], progress: Callable[[int, int], None]) -> Iterator[_Read]:
     for done, path in enumerate(files):
         progress(done, len(files))
         try:
@@ -131,9 +142,9 @@ def _photos(folder: Path, count: int | None, progress: Callable[[int, int], None
     progress(len(files), len(files))
 
 
-def _frames(video: Path, count: int | None, progress: Callable[[int, int], None]) -> Iterator[_Read]:
-    for seconds, picture in sharp_frames(video, count or VIDEO_FRAMES, progress):
-        yield f"{seconds:.2f} s", picture, "", None
+def _frames(video: Path, count: int, progress: Callable[[int, int], None]) -> Iterator[_Read]:
+    for original, picture in sharp_frames(video, count, progress):
+        yield original, picture, "", None
 
 
 def _lens(path: Path) -> str:
