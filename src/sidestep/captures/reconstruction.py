@@ -184,7 +184,7 @@ def _main(work: Path) -> None:
         write_json(work / "found.json", asdict(_map(work, photos, progress)))
     if (work / "model").exists():
         progress("undistorting", 0, 1)
-        _undistort(work)
+        _undistort(work, photos)
         progress("undistorting", 1, 1)
 
 
@@ -376,13 +376,22 @@ def _median_angle(model: Any) -> float:
     return float(np.median(widest)) if widest else 0.0
 
 
-def _undistort(work: Path) -> None:
-    """Writes WORK/scene: images/ and sparse/0/, whose world's y axis points down."""
+def _undistort(work: Path, photos: Sequence[Photo]) -> None:
+    """Writes WORK/scene: images/ no larger than the photos, and sparse/0/, whose world's y axis points down."""
     pycolmap = require_pycolmap()
     scene, part = work / "scene", work / "undistorted"
     for folder in (scene, part):
         shutil.rmtree(folder, ignore_errors=True)
-    pycolmap.undistort_images(part, work / "model", work / "photos", jpeg_quality=95, num_threads=_threads())
+    options = pycolmap.UndistortCameraOptions()
+    options.max_image_size = max(max(photo.width, photo.height) for photo in photos)  # a barrel's corners stick out
+    pycolmap.undistort_images(
+        part,
+        work / "model",
+        work / "photos",
+        undistort_options=options,
+        jpeg_quality=95,
+        num_threads=_threads(),
+    )
     model = pycolmap.Reconstruction(part / "sparse")
     _turn_upright(model)
     shutil.rmtree(part / "sparse")
