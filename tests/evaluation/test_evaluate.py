@@ -192,8 +192,11 @@ def test_depth_maps_and_masks_give_a_row_parts_and_agreement_to_the_pairs_that_h
     ):
         assert text in page
     with (out / "tables.csv").open(encoding="utf-8") as file:
-        measured = {(line["figure"], line["subset"]): line["pairs"] for line in csv.DictReader(file)}
-    assert (measured["psnr", "all"], measured["psnr_object", "all"], measured["agreement", "all"]) == ("4", "3", "3")
+        lines = [line for line in csv.DictReader(file) if line["subset"] == "all"]
+    measured = {(line["row"], line["figure"]): line["pairs"] for line in lines}
+    assert [measured[row, "psnr"] for row in ("depth", "coarse")] == ["3", "4"]
+    assert [measured[row, "psnr_object"] for row in ("depth", "coarse")] == ["3", "3"]
+    assert [measured[row, "agreement"] for row in ("depth", "coarse")] == ["2", "3"]
     with (out / "pairs.csv").open(encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
     assert float(lines[0]["unseen_share"]) == results.pairs[0].shares["unseen"]
@@ -225,6 +228,29 @@ def test_views_that_are_not_finite_are_counted_and_the_rest_is_evaluated(
     assert results.missing["auto"] == "all of its 4 views hold NaN or infinity"
     assert Results.read(out / "results.json").not_finite == results.not_finite
     assert "2 views with NaN or infinity left out" in (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_second_views_that_are_not_finite_are_counted_and_their_pairs_lack_the_agreement(
+    tiny_model: Path, rooms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def damaged(batch: rows.Batch) -> torch.Tensor:
+        calls.append(len(batch.positions))
+        views = batch.coarse.clone()
+        if len(calls) == 2:  # the one batch's second views, of which the third is of no next camera
+            views[1:3] = math.nan
+        return views
+
+    monkeypatch.setattr(rows, "_coarse", damaged)
+    results = evaluate(
+        tiny_model, rooms, tmp_path / "report", pairs=rooms / "list.json", groups=("model",), steps=1, batch_size=4
+    )
+    assert calls == [4, 4]
+    assert results.not_finite == {"coarse": 1}
+    assert [value is None for value in results.values["coarse"]["agreement"]] == [False, True, True, False]
+    assert [value is None for value in results.values["variance"]["agreement"]] == [False, False, True, False]
+    assert None not in results.values["coarse"]["psnr"]
 
 
 def test_scenes_without_points_lack_the_rows_that_need_them(tiny_model: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from sidestep.errors import SidestepError
-from sidestep.evaluation.comparison import choose_main_row, compare
+from sidestep.evaluation.comparison import best_rows, choose_main_row, compare
 from sidestep.evaluation.gallery import shown_pairs
 from sidestep.evaluation.protocol import PROTOCOLS
 from sidestep.evaluation.report import write_report
@@ -248,6 +248,28 @@ def test_row_without_some_pictures_does_not_compete(results, tmp_path):
     assert "reference, best blur‡1 pair missing" in page.section("figures")
     assert "best blur" not in page.section("summary")
     assert r"reference, best blur$^\ddagger$" in (tmp_path / "tables.tex").read_text()
+
+
+def test_a_figure_that_a_row_has_for_fewer_pairs_does_not_compete(results, tmp_path):
+    """It has pictures of all, and of one no agreement, say; the others' pairs are not held against it elsewhere."""
+    results.values["blur"]["psnr"][0] = None
+    results.values["oracle"]["psnr"][1] = results.values["copy"]["ssim"][2] = None
+    write_report(results, tmp_path, main_row="auto")
+    page = Page(tmp_path / "report.html")
+    assert ("TUNet, coarse", "18.40") in page.bold
+    assert ("reference, best blur", "0.600") in page.bold
+    assert "39 pairs‡" in page.section("figures")
+    assert "39 pairs‡" not in page.section("options")
+    assert r"$18.90_{18.14}^{19.84}$ (39 pairs)$^\ddagger$" in (tmp_path / "tables.tex").read_text(encoding="utf-8")
+    lines = {(x["row"], x["figure"]): x["pairs"] for x in read_csv(tmp_path / "tables.csv") if x["subset"] == "all"}
+    assert (lines["blur", "psnr"], lines["blur", "ssim"], lines["auto", "psnr"]) == ("39", "40", "40")
+
+
+def test_of_two_rows_of_different_pairs_neither_is_the_best(results):
+    two = [row for row in results.rows if row.name in ("blur", "coarse")]
+    assert [row.name for row in best_rows(results, two, FIGURES[0])] == ["blur"]
+    results.values["blur"]["psnr"][0] = results.values["coarse"]["psnr"][1] = None
+    assert not best_rows(results, two, FIGURES[0])
 
 
 def test_summary_says_where_a_baseline_wins(results, tmp_path):

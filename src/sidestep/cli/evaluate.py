@@ -13,6 +13,8 @@ from rich.table import Table
 
 from sidestep.cli.terminal import Device, console, manners, progress_bars, report
 from sidestep.errors import SidestepError
+from sidestep.evaluation.comparison import measured_pairs, pairs_behind
+from sidestep.evaluation.results import Figure, Results, Row
 
 UNBOUNDED = 10_000  # columns; a table takes what it needs of them
 
@@ -87,24 +89,52 @@ def evaluate(
     page = str(out / "report.html")
     if manners.json:
         estimates = {
-            row: {subset: {name: asdict(figure) for name, figure in found.items()} for subset, found in subsets.items()}
+            row: {
+                subset: {
+                    figure.name: asdict(found[figure.name]) | {"pairs": len(pairs_behind(results, row, figure, subset))}
+                    for figure in results.figures
+                    if figure.name in found
+                }
+                for subset, found in subsets.items()
+            }
             for row, subsets in results.estimates.items()
         }
         report({"report": page, "missing": results.missing, "not_finite": results.not_finite, "estimates": estimates})
         return
     figures = [figure for figure in results.figures if not figure.part]  # those of parts are in the report
     table = Table("", *(figure.title for figure in figures))
+    notes = []
+    if any(row.uses_target for row in results.rows):
+        notes.append("† sees the true target: no method")
+    if any(row.true_geometry for row in results.rows):
+        notes.append("§ is given the scene's true distances: no method")
     for row in results.rows:
         found = results.estimates[row.name]["all"]
         cells = [f"{found[f.name].value:.{f.digits}f}" if f.name in found else "" for f in figures]
-        mark = " †" if row.uses_target else " §" if row.true_geometry else ""
-        table.add_row(escape(row.title) + mark, *cells)
+        marks = " †" if row.uses_target else " §" if row.true_geometry else ""
+        fewer = _fewer_pairs(results, row, figures)
+        if fewer:
+            notes.append(f"‡ {row.title}: {fewer}, so not compared there")
+            marks += " ‡"
+        table.add_row(escape(row.title) + marks, *cells)
     results_console = Console()
     if not results_console.is_terminal:
         results_console.width = UNBOUNDED  # else rich cuts the table at 80 columns
     results_console.print(table)
+    for note in notes:
+        console.print(escape(note), highlight=False)
     for name, count in results.not_finite.items():
         console.print(f"{escape(name)}: {count} views hold NaN or infinity and are left out", highlight=False)
     for title, reason in results.missing.items():
         console.print(f"{title}: missing; {escape(reason)}", highlight=False)
     report({"report": page})
+
+
+def _fewer_pairs(results: Results, row: Row, figures: list[Figure]) -> str:
+    """Which of its figures a row has for fewer pairs than others have, in words; empty if none."""
+    titles: dict[str, list[str]] = {}
+    for figure in figures:
+        pairs, measured = len(pairs_behind(results, row.name, figure)), measured_pairs(results, figure)
+        if figure.name in results.estimates[row.name]["all"] and pairs < measured:
+            titles.setdefault(f"{pairs} of {measured} pairs", []).append(figure.title)
+    return "; ".join(f"{count} in {', '.join(of)}" for count, of in titles.items())

@@ -81,15 +81,14 @@ def pairs_without_picture(results: Results, row: str, subset: str = "all") -> in
 
 
 def pairs_behind(results: Results, row: str, figure: Figure, subset: str = "all") -> set[int]:
-    """Which pairs of the subset a row's figure speaks of: those with a value, or with any where it is of whole sets."""
-    columns = results.values.get(row, {})
-    behind = list(columns.values())
-    if figure.per_pair:
-        behind = [columns[figure.name]] if figure.name in columns else []
+    """Which pairs of the subset a row's figure speaks of: those with a value, or all for one of whole sets, which a row
+    that lacks pairs has none of.
+    """
+    column = results.values.get(row, {}).get(figure.name)
     return {
         index
         for index, pair in enumerate(results.pairs)
-        if subset in pair.subsets and any(column[index] is not None for column in behind)
+        if subset in pair.subsets and (not figure.per_pair or (column is not None and column[index] is not None))
     }
 
 
@@ -115,16 +114,19 @@ def _is_measured(results: Results, figure: str, index: int) -> bool:
 def best_rows(results: Results, rows: Sequence[Row], figure: Figure, subset: str = "all") -> list[Row]:
     """The best of `rows`, several if they tie in the decimals shown; none in a figure that says nothing by itself.
 
-    Rows that are given more than a method are none, and rows that lack pairs are measured on other pairs: neither
-    competes.
+    Rows that are given more than a method are none, and rows without a value for a pair that another of these methods
+    has one for are measured on other pairs: neither competes.
     """
     if figure.diagnostic:
         return []
-    ranks: dict[str, float] = {}
-    for row in rows:
-        estimate = estimate_of(results, row.name, figure, subset)
-        if estimate and row.competes and not pairs_without_picture(results, row.name, subset):
-            ranks[row.name] = badness(figure, round(estimate.value, figure.digits))
+    found = {row.name: estimate_of(results, row.name, figure, subset) for row in rows if row.competes}
+    behind = {name: pairs_behind(results, name, figure, subset) for name, estimate in found.items() if estimate}
+    every = set[int]().union(*behind.values())
+    ranks = {
+        name: badness(figure, round(estimate.value, figure.digits))
+        for name, estimate in found.items()
+        if estimate and behind[name] == every
+    }
     if not ranks:
         return []
     least = min(ranks.values())

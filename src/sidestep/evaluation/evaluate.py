@@ -237,7 +237,7 @@ class _Run:
         batch: Batch,
         firsts: dict[str, dict[int, Tensor]],
     ) -> None:
-        """How far rows' views agree with their views for the next cameras.
+        """How far rows' views agree with their views for the next cameras; a pair lacks it where either is not finite.
 
         Args:
             firsts: row -> pair's position -> its view, (3, S, S).
@@ -268,10 +268,12 @@ class _Run:
             measure(PHOTOS, dict(zip(positions, targets, strict=True)), dict(zip(positions, photos, strict=True)))
         second = batch.towards(relative_cameras(beside, self.size)[1], photos)
         for row, members, views, _ in self._rows(beside, references, maps, second, AGREEING):
-            if row.name in firsts:
-                seconds = {pair.position: view for pair, view in zip(members, views, strict=True)}
-                good = {position: view for position, view in seconds.items() if bool(view.isfinite().all())}
-                measure(row, firsts[row.name], good)
+            first = firsts.get(row.name, {})
+            compared = [pair.position in shared and pair.position in first for pair in members]
+            kept = [pair for pair, good in zip(members, compared, strict=True) if good]
+            kept, views = self._finite(row, kept, views[torch.tensor(compared)])
+            if kept:
+                measure(row, first, {pair.position: view for pair, view in zip(kept, views, strict=True)})
 
     def _photos(self, pairs: Sequence[PairOfFrames], which: str) -> Tensor:
         """(B, 3, S, S) in [-1, 1]."""

@@ -147,7 +147,8 @@ class Results:
         seconds: row -> seconds a view, if the row was made here.
         published: lines of other people's tables for the same protocol, copied and not measured here.
         memory: peak bytes of the process (and of the GPU), for the whole evaluation.
-        not_finite: row -> how many of its views hold NaN or infinity, and so were left out; absent where none does.
+        not_finite: row -> how many of its views, second ones for the agreement too, hold NaN or infinity, and so were
+            left out; absent where none does.
     """
 
     about: dict[str, str]

@@ -15,6 +15,7 @@ from sidestep.evaluation.comparison import (
     find_row,
     main_rows,
     measured_pairs,
+    pairs_behind,
     pairs_without_picture,
 )
 from sidestep.evaluation.results import PARTS, SUBSETS, Estimate, Figure, Results, Row
@@ -31,10 +32,16 @@ GROUP_TITLES = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One row's figure; `best` if no fair row of the table is better and there is another to compare with."""
+    """One row's figure.
+
+    Attributes:
+        best: no fair row of the table is better, and there is another to compare with.
+        fewer_pairs: how many pairs it is of, where another row's is of more; None where none is.
+    """
 
     estimate: Estimate | None
     best: bool
+    fewer_pairs: int | None
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,11 @@ class Table:
     def has_best(self) -> bool:
         return any(cell.best for row in self.rows for cell in row.cells)
 
+    @property
+    def has_fewer_pairs(self) -> bool:
+        """Whether a row, or a figure of one, is of fewer pairs than another's."""
+        return any(row.lacking or any(cell.fewer_pairs for cell in row.cells) for row in self.rows)
+
 
 @dataclass(frozen=True)
 class DifferenceCell:
@@ -118,7 +130,7 @@ def build_table(results: Results, rows: Sequence[Row], subset: str, part: str = 
     }
     groups: dict[str, list[TableRow]] = {}
     for row in rows:
-        cells = [Cell(estimate_of(results, row.name, f, subset), row.name in best[f.name]) for f in figures]
+        cells = [_cell(results, row, f, subset, best[f.name]) for f in figures]
         lacking = pairs_without_picture(results, row.name, subset)
         table_row = TableRow(row, cells, lacking, results.not_finite.get(row.name, 0))
         groups.setdefault(GROUP_TITLES[row.group], []).append(table_row)
@@ -126,6 +138,13 @@ def build_table(results: Results, rows: Sequence[Row], subset: str, part: str = 
     measured = [measured_pairs(results, figure, subset) for figure in figures]
     scenes = len({pair.scene for pair in pairs})
     return Table(subset, part, len(pairs), scenes, figures, measured, list(groups.items()))
+
+
+def _cell(results: Results, row: Row, figure: Figure, subset: str, best: set[str]) -> Cell:
+    pairs = len(pairs_behind(results, row.name, figure, subset))
+    estimate = estimate_of(results, row.name, figure, subset)
+    fewer = estimate is not None and pairs < measured_pairs(results, figure, subset)
+    return Cell(estimate, row.name in best, pairs if fewer else None)
 
 
 def build_tables(results: Results, rows: Sequence[Row]) -> list[Table]:
@@ -181,15 +200,15 @@ def format_interval(estimate: Estimate, digits: int) -> str:
 
 
 def write_table_csv(results: Results, path: Path) -> None:
-    """Every estimate on a line of its own, unrounded, with the number of pairs that the figure was measured on."""
-    measured = {(f.name, subset): measured_pairs(results, f, subset) for f in results.figures for subset in SUBSETS}
+    """Every estimate on a line of its own, unrounded, with the number of pairs that the row has the figure for."""
+    figure_of = {figure.name: figure for figure in results.figures}
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["row", "title", "group", "subset", "figure", "value", "low", "high", "pairs"])
         for row in results.rows:
             for subset, estimates in results.estimates.get(row.name, {}).items():
                 for figure, e in estimates.items():
-                    pairs = measured[figure, subset]
+                    pairs = len(pairs_behind(results, row.name, figure_of[figure], subset))
                     writer.writerow([row.name, row.title, row.group, subset, figure, e.value, e.low, e.high, pairs])
 
 
@@ -240,7 +259,7 @@ def _latex_table(table: Table) -> str:
         caption += r" $^\dagger$sees the true target."
     if any(row.row.true_geometry for row in table.rows):
         caption += r" $^\S$is given the true distances."
-    if any(row.lacking for row in table.rows):
+    if table.has_fewer_pairs:
         caption += r" $^\ddagger$not on every pair, so not compared."
     heads = [
         f"{escape_latex(figure.title)} {_LATEX_ARROWS[figure.better]}"
@@ -274,7 +293,7 @@ def _latex_cell(cell: Cell, digits: int) -> str:
     if format_interval(cell.estimate, digits):
         low, high = (_latex_number(end, digits) for end in (cell.estimate.low, cell.estimate.high))
         text += f"_{{{low}}}^{{{high}}}"
-    return f"${text}$"
+    return f"${text}$" + (rf" ({cell.fewer_pairs} pairs)$^\ddagger$" if cell.fewer_pairs else "")
 
 
 def _latex_number(value: float, digits: int) -> str:
