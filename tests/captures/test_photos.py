@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, ImageFilter
 from sidestep.cameras import Camera, vertical
 from sidestep.captures import read_captures
 from sidestep.captures.photos import import_photos
-from sidestep.captures.reconstruction import Photo, _undistort, pairs
+from sidestep.captures.reconstruction import Found, Photo, Progress, _undistort, pairs
 from sidestep.captures.sharpness import sharp_frames
 from sidestep.captures.sources import collect
 from sidestep.errors import SidestepError
@@ -65,6 +65,10 @@ def killed_then_resumed(source: Path, folder: Path, stage: str) -> None:
     command = [sys.executable, "-c", KILLED, str(source), str(folder), stage]
     assert subprocess.run(command, capture_output=True, check=False).returncode == -9
     assert not folder.exists()
+    resume(source, folder)
+
+
+def resume(source: Path, folder: Path) -> None:
     told: list[tuple[str, int, int]] = []
     import_photos(source, folder, progress=lambda *state: told.append(state))
     assert "photos" not in {stage for stage, _, _ in told}
@@ -73,9 +77,16 @@ def killed_then_resumed(source: Path, folder: Path, stage: str) -> None:
 
 @pytest.fixture(scope="module")
 def scene(source: Path) -> Path:
-    """Made by a run that was killed after the features, and the same call again."""
+    """Made by a run that was interrupted after the features, and the same call again."""
     folder = source.parent / "captures" / "corner"
-    killed_then_resumed(source, folder, "matching")
+
+    def interrupt(stage: str, done: int, total: int) -> None:
+        if stage == "matching":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), pytest.warns(UserWarning, match=r"IMG_12.jpg: the image is damaged"):
+        import_photos(source, folder, progress=interrupt)
+    resume(source, folder)
     return folder
 
 
@@ -176,8 +187,51 @@ def test_an_import_json_that_is_not_ours_is_left_alone(source: Path, tmp_path: P
     assert (folder / "import.json").read_text() == report
 
 
+def test_a_folder_that_cannot_be_replaced_is_refused_before_the_work(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(SidestepError, match=r"\.: cannot be replaced, being in use or mounted; name a folder in it"):
+        import_photos(source, ".", progress=unexpected)
+
+
+def unexpected(stage: str, done: int, total: int) -> None:
+    raise AssertionError("work was begun")
+
+
+def test_a_link_to_a_folder_stays_one(
+    scene: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reconstruct(work: Path, progress: Progress) -> Found:
+        count = len(json.loads((work / "photos.json").read_text(encoding="utf-8"))["photos"])
+        shutil.copytree(scene, work / "scene")
+        matches = [(100, 0)] * count
+        return Found([900] * count, matches, matches, [True] * count, [count], 9, count, 9, 3.0, 0.5, 9.0, {})
+
+    monkeypatch.setattr("sidestep.captures.photos.reconstruct", reconstruct)
+    (tmp_path / "disk" / "corner").mkdir(parents=True)
+    (tmp_path / "corner").symlink_to(tmp_path / "disk" / "corner")
+    with pytest.warns(UserWarning, match="damaged"):
+        import_photos(source, tmp_path / "corner")
+    assert (tmp_path / "corner").is_symlink()
+    assert (tmp_path / "disk" / "corner" / "import.json").is_file()
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["corner"]
+
+
+def test_two_imports_into_one_folder_do_not_meet(source: Path, tmp_path: Path) -> None:
+    def begin_another(stage: str, done: int, total: int) -> None:
+        with pytest.raises(SidestepError, match="out: another import into it is running"):
+            import_photos(source, tmp_path / "out", frames=4, progress=unexpected)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        import_photos(source, tmp_path / "out", progress=begin_another)
+    assert [path.name for path in tmp_path.iterdir()] == [".out.import"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["mapping", "undistorting"])
+@pytest.mark.parametrize("stage", ["matching", "mapping", "undistorting"])
 def test_a_killed_run_ends_as_one_that_was_not(scene: Path, source: Path, tmp_path: Path, stage: str) -> None:
     folder = tmp_path / "again"
     killed_then_resumed(source, folder, stage)
@@ -195,8 +249,8 @@ def test_photos_of_different_things_are_refused(tmp_path: Path) -> None:
     for seed in range(3):
         corner.photograph(corner.cameras(3, 240, 180)[1], seed).save(tmp_path / "photos" / f"{seed}.png")
     with pytest.raises(SidestepError, match="only 0 of 3 photos can be put together, because they do not overlap"):
-        import_photos(tmp_path / "photos", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+        import_photos(tmp_path / "photos", tmp_path / "captures" / "out")
+    assert not list((tmp_path / "captures").iterdir())
 
 
 @pytest.mark.slow
@@ -207,14 +261,14 @@ def test_a_camera_that_only_turned_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_holds_no_scene_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    photos = tmp_path / "photos"
+    photos, captures = tmp_path / "photos", tmp_path / "captures"
     photos.mkdir()
     with pytest.raises(SidestepError, match="no photos in it"):
-        import_photos(photos, tmp_path / "out")
+        import_photos(photos, captures / "out")
     for name in ("IMG_7.HEIC", "IMG_8.dng"):
         (photos / name).write_bytes(b"what a phone wrote")
     with pytest.raises(SidestepError, match=r"but 2 that cannot be read, such as IMG_7\.HEIC: save them as JPEG"):
-        import_photos(photos, tmp_path / "out")
+        import_photos(photos, captures / "out")
     picture = corner.photograph(corner.cameras(1, 64, 48)[0])
     for number in range(4):
         picture.save(photos / f"{number}.png")
@@ -222,15 +276,16 @@ def test_what_holds_no_scene_is_refused_at_once(tmp_path: Path, monkeypatch: pyt
         pytest.warns(UserWarning, match=r"2 photos left out: IMG_7\.HEIC, IMG_8\.dng; save them as JPEG"),
         pytest.raises(SidestepError, match="1 usable photos, 3 the same, 2 of a kind that is not read"),
     ):
-        import_photos(photos, tmp_path / "out")
+        import_photos(photos, captures / "out")
     (tmp_path / "a.mp4").write_bytes(b"no video")
     with pytest.raises(SidestepError, match=r"a\.mp4: cannot be read as a video"):
-        import_photos(tmp_path / "a.mp4", tmp_path / "out")
+        import_photos(tmp_path / "a.mp4", captures / "out")
     with pytest.raises(SidestepError, match="no such file or folder"):
-        import_photos(tmp_path / "b.mp4", tmp_path / "out")
+        import_photos(tmp_path / "b.mp4", captures / "out")
+    assert not list(captures.iterdir())
     monkeypatch.setitem(sys.modules, "pycolmap", None)
     with pytest.raises(SidestepError, match=r"pip install 'sidestep\[captures\]'"):
-        import_photos(photos, tmp_path / "out")
+        import_photos(photos, captures / "out")
 
 
 def write_video(path: Path, pictures: list[Image.Image]) -> None:

@@ -14,9 +14,13 @@ import math
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from sidestep.captures.inspection import inspect_captures
 from sidestep.captures.inspection_page import write_page
@@ -163,9 +167,9 @@ def import_photos(
         progress: called with a stage, how much of it is done, and of how much.
 
     Raises:
-        SidestepError: if COLMAP is not installed, the source cannot be read, `folder` holds anything else, or the
-            photos do not overlap enough: fewer than 3, or fewer than a fifth of them find a place, or all were taken
-            from one.
+        SidestepError: if COLMAP is not installed, the source cannot be read, `folder` holds anything else, is in use,
+            or is imported into by another process, or the photos do not overlap enough: fewer than 3, or fewer than a
+            fifth of them find a place, or all were taken from one. What is refused leaves no working folder.
     """
     source, folder = Path(source), Path(folder)
     tell = progress or (lambda stage, done, total: None)
@@ -173,24 +177,59 @@ def import_photos(
         raise SidestepError("frames must be 3 or more, and max_size 200 or more")
     require_pycolmap()
     settings = {"source": fingerprint(source), "frames": frames, "max_size": max_size}
-    earlier = _earlier(folder, settings)
-    if earlier is not None:
-        return earlier
-    work = folder.resolve().with_name(f".{folder.resolve().name}.import")
-    make_folder(folder.resolve().parent)
-    photos, left_out = _prepare(work, source, settings, tell)
-    found = reconstruct(work, tell)
-    _check(source, photos, found)
-    result = _report(folder, photos, found, left_out)
-    write_json(work / "scene" / "import.json", {**result.to_dict(), "settings": settings})
-    _write_page(work, folder)
-    if folder.exists():
-        # Moved away before it is deleted: a kill in between must not leave half a folder under its name.
-        shutil.rmtree(work / "old", ignore_errors=True)
-        os.replace(folder, work / "old")
-    os.replace(work / "scene", folder)
-    shutil.rmtree(work)
+    place = folder.resolve()  # a link to a folder stays one
+    if Path.cwd().is_relative_to(place) or os.path.ismount(place):
+        raise SidestepError(f"{folder}: cannot be replaced, being in use or mounted; name a folder in it")
+    make_folder(place.parent)
+    with _alone(folder):
+        earlier = _earlier(folder, settings)
+        if earlier is not None:
+            return earlier
+        work = place.with_name(f".{place.name}.import")
+        with _nothing_left_if_refused(work):
+            photos, left_out = _prepare(work, source, settings, tell)
+        found = reconstruct(work, tell)
+        with _nothing_left_if_refused(work):
+            _check(source, photos, found)
+        result = _report(folder, photos, found, left_out)
+        write_json(work / "scene" / "import.json", {**result.to_dict(), "settings": settings})
+        _write_page(work, folder)
+        if place.exists():
+            # Moved away before it is deleted: a kill in between must not leave half a folder under its name.
+            shutil.rmtree(work / "old", ignore_errors=True)
+            os.replace(place, work / "old")
+        os.replace(work / "scene", place)
+        shutil.rmtree(work)
     return result
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keeps other processes from importing into `folder`."""
+    place = folder.resolve()
+    path = place.with_name(f".{place.name}.import.lock")
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise SidestepError(
+            f"{folder}: another import into it is running; wait for it, or choose another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # of Windows, where releasing it deletes it
+            path.unlink()
+        lock.release()
+
+
+@contextmanager
+def _nothing_left_if_refused(work: Path) -> Iterator[None]:
+    try:
+        yield
+    except SidestepError:
+        shutil.rmtree(work)
+        raise
 
 
 def _earlier(folder: Path, settings: dict[str, Any]) -> Import | None:
