@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 from pathlib import Path
 from types import ModuleType
 
@@ -121,13 +122,13 @@ def test_the_blur_is_the_best_one_and_differences_are_paired(tiny_model: Path, l
         assert any(each.against == name for each in results.differences)
 
 
-def test_the_same_command_gives_the_same_figures(tiny_model: Path, tmp_path: Path) -> None:
+def test_the_same_command_gives_the_same_figures(tiny_model: Path, listed: Path, tmp_path: Path) -> None:
+    """In other batches too; that the protocol's list is the same is for test_protocol.py."""
     first, second = (
-        evaluate(tiny_model, FURNITURE, tmp_path / name, groups=("model",), steps=2, batch_size=size)
-        for name, size in (("a", 4), ("b", 9))
+        evaluate(tiny_model, FURNITURE, tmp_path / name, pairs=listed, groups=("model",), steps=2, batch_size=size)
+        for name, size in (("a", 2), ("b", 3))
     )
     assert first.pairs == second.pairs
-    assert len(first.pairs) == 18
     for row, figures in first.values.items():
         if row in ("auto", "oracle"):  # rounding may tip the choice between equals
             continue
@@ -297,6 +298,47 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_work(tiny_model: 
     for out in (tmp_path / "file", tmp_path / "file" / "report"):
         with pytest.raises(SidestepError, match=r"file.*: cannot be a folder to write into \(.*\); name another"):
             evaluate(tiny_model, FURNITURE, out, progress=lambda *_: pytest.fail("it began"))
+
+
+@pytest.mark.parametrize("damaged", ["depths/001.png", "masks/003.png", "images/004.png"])  # the last beside a target
+def test_a_damaged_photo_or_map_is_refused_before_the_work(
+    tiny_model: Path, rooms: Path, tmp_path: Path, damaged: str
+) -> None:
+    shutil.copytree(rooms, tmp_path / "rooms")
+    file = tmp_path / "rooms" / "known" / damaged
+    file.write_bytes(file.read_bytes()[:-200])
+    write_pairs(tmp_path / "list.json", [Pair("bare", "000.png", "003.png"), Pair("known", "001.png", "003.png")])
+    with pytest.raises(SidestepError, match=file.name):
+        evaluate(
+            tiny_model,
+            tmp_path / "rooms",
+            tmp_path / "report",
+            pairs=tmp_path / "list.json",
+            batch_size=1,
+            progress=lambda *_: pytest.fail("it began"),
+        )
+    assert not (tmp_path / "report").exists()
+
+
+def test_photos_that_only_the_agreement_needs_are_not_read_without_it(
+    tiny_model: Path, rooms: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(rooms, tmp_path / "rooms")
+    file = tmp_path / "rooms" / "known" / "images" / "004.png"
+    file.write_bytes(file.read_bytes()[:-200])
+    write_pairs(tmp_path / "list.json", [Pair("known", "001.png", "003.png")])
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    shutil.copy(rooms / "known" / "images" / "003.png", pictures / "00000.png")
+    results = evaluate(
+        tiny_model,
+        tmp_path / "rooms",
+        tmp_path / "report",
+        pairs=tmp_path / "list.json",
+        groups=(),
+        predictions={"theirs": pictures},
+    )
+    assert list(results.values) == ["theirs"]
 
 
 def test_a_damaged_picture_of_another_program_is_refused_before_the_work(

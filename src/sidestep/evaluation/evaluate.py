@@ -95,8 +95,8 @@ def evaluate(
         progress: called with (pairs done, pairs in all).
 
     Raises:
-        SidestepError: if the data, the model, the list or the predictions do not fit, every row sees the true target,
-            or `out` cannot be written to.
+        SidestepError: if the data, the model, the list or the predictions do not fit, a photo or map of the pairs is
+            damaged, every row sees the true target, or `out` cannot be written to.
     """
     if protocol not in PROTOCOLS:
         raise SidestepError(f"protocol {protocol!r}: no such protocol; there are {', '.join(PROTOCOLS)}")
@@ -118,6 +118,7 @@ def evaluate(
     others = [Predictions(name, folder, len(every)) for name, folder in (predictions or {}).items()]
     metrics = Metrics(pipe.device, rules.sizes, weights, _parts(every))
     run = _Run(every, shown, metrics, groups, others)
+    run.read_all()
     about = {
         "Model": str(model),
         "Data": Path(data).resolve().name,
@@ -169,6 +170,20 @@ class _Run:
         self.sigma = 0.0
         self.figures = list(metrics.figures)
         self.figures.insert(self.figures.index(GRADIENT) + 1, AGREEMENT)
+
+    def read_all(self) -> None:
+        """Reads every photo and map that the evaluation will, so that a damaged one is found before the work.
+
+        Raises:
+            SidestepError: if one cannot be read or does not fit.
+        """
+        frames = [frame for pair in self.pairs for frame in (pair.reference, pair.target)]
+        if any(row.name in AGREEING for row in self.declared):
+            frames += [frame for pair in self.pairs if (frame := frame_beside(pair))]
+        for frame in {str(frame.path): frame for frame in frames}.values():
+            frame.load()
+            frame.load_mask()
+            frame.load_depth()
 
     def __call__(
         self,
@@ -242,6 +257,8 @@ class _Run:
         Args:
             firsts: row -> pair's position -> its view, (3, S, S).
         """
+        if not firsts:
+            return
         # A pair without a next camera keeps its place in the batch, and is looked past.
         beside = [replace(pair, target=frame_beside(pair) or pair.target) for pair in pairs]
         photos = self._photos(beside, "target")
