@@ -3,9 +3,14 @@
 import hashlib
 import importlib.util
 import json
+import os
+import re
+import subprocess
 import sys
+import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,12 +19,16 @@ import numpy as np
 import pytest
 import torch
 
-from sidestep.captures import Scene, read_captures
+from sidestep.cameras import Camera
+from sidestep.captures import Frame, Scene, read_captures
 from sidestep.captures.splits import SPLITS, model_split
+from sidestep.evaluation.agreement import colours
+from sidestep.evaluation.depth import matched, places_in
+from sidestep.images import to_tensor
 
 ROOT = Path(__file__).parents[1]
 WORLD = Path(__file__).parent / "data" / "world"
-PARTS = ("models", "kinds", "catalogue", "textures", "boxes", "handheld", "world", "make")
+PARTS = ("models", "kinds", "catalogue", "textures", "boxes", "handheld", "world", "scene_files", "make")
 CUBE = "v 0 0 0\nv 1 0 0\nv 1 2 0\nv 0 2 3\nf 1 2 3 4\nf 1 2 3\n"
 
 
@@ -211,40 +220,147 @@ def test_the_order_of_scenes_is_a_fair_sample_and_leaves_names_of_older_scenes_a
     assert set(only) <= set(tools.make.jobs(furniture, tmp_path, 600))
 
 
+Renderer = Callable[[Any], str | None]
+
+
+@pytest.fixture
+def make(tools: Any, furniture: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes a world of so many scenes in `tmp_path / "world"` with a renderer of the test's own, without Blender."""
+    monkeypatch.setattr(tools.make, "check_blender", lambda: None)
+
+    def run(scenes: int, render: Renderer, *more: str, models: list[Any] = furniture) -> None:
+        monkeypatch.setattr(tools.make.Renderer, "render", lambda self, job: render(job))
+        monkeypatch.setattr(tools.make, "read_models", lambda *folders: models)
+        world = str(tmp_path / "world")
+        tools.make.main(["--models", str(tmp_path), "--out", world, "--scenes", str(scenes), *more])
+
+    return run
+
+
+def rendered(job: Any) -> None:
+    job.out.mkdir(parents=True)
+
+
 def test_rendering_goes_on_where_it_was_stopped_and_passes_over_what_failed(
     tools: Any,
     furniture: list[Any],
+    make: Callable[..., None],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    rendered = []
+    tried = []
 
-    def render(job: Any, folders: Any, size: int) -> str | None:
-        rendered.append(job.out.name)
-        if job.model.category == "sofa":
-            return "Traceback\nout of memory"
-        job.out.mkdir(parents=True)
-        return None
+    def render(job: Any) -> str | None:
+        tried.append(job.out.name)
+        return "Traceback\nout of memory" if job.model.category == "sofa" else rendered(job)
 
-    monkeypatch.setattr(tools.make, "render", render)
-    monkeypatch.setattr(tools.make, "read_models", lambda *folders: furniture)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
-    command = ["--models", str(tmp_path), "--out", str(tmp_path / "world"), "--workers", "2", "--scenes"]
-    tools.make.main([*command, "12"])
-    sofas = {name for name in rendered if furniture[int(name[5:8])].category == "sofa"}
-    assert len(rendered) == 12
+    with pytest.raises(tools.models.FurnitureError, match="scenes failed: see"):
+        make(12, render, "--workers", "2")
+    sofas = {name for name in tried if furniture[int(name[5:8])].category == "sofa"}
+    assert len(tried) == 12
     assert sofas
     assert {file.stem for file in (tmp_path / "world" / ".failed").iterdir()} == sofas
     assert f"{min(sofas)}: out of memory" in capsys.readouterr().out
-    tools.make.main([*command, "20"])
-    assert len(rendered) == len(set(rendered)) == 20
+    make(20, lambda job: tried.append(job.out.name) or rendered(job))
+    assert len(tried) == len(set(tried)) == 20
 
 
-def test_without_blender_nothing_is_given_up(tools: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(tools.models.FurnitureError, match="has no bpy"):
-        tools.make.main(["--models", str(tmp_path), "--out", str(tmp_path)])
+def test_scenes_that_fail_in_a_row_and_alike_end_the_run_and_are_not_given_up(
+    tools: Any, make: Callable[..., None], tmp_path: Path
+) -> None:
+    tried = []
+
+    def render(job: Any) -> str | None:
+        tried.append(job.out.name)
+        return rendered(job) if len(tried) < 3 else f"scene {job.out.name}\nno space left"
+
+    with pytest.raises(tools.models.FurnitureError, match=r"3 scenes in a row failed alike \(no space left\)"):
+        make(40, render)
+    assert not list((tmp_path / "world" / ".failed").iterdir())
+
+
+def test_a_world_goes_on_with_the_models_and_the_size_it_was_begun_with(
+    tools: Any, furniture: list[Any], make: Callable[..., None], tmp_path: Path
+) -> None:
+    make(2, rendered)
+    make(3, rendered, models=furniture[::-1])
+    with pytest.raises(tools.models.FurnitureError, match="begun with other models"):
+        make(4, rendered, models=furniture[1:])
+    with pytest.raises(tools.models.FurnitureError, match="begun with --size 256"):
+        make(4, rendered, "--size", "128")
+    assert len(list((tmp_path / "world").glob("*/*s10"))) == 3
+    # One begun before there was a note takes what it is given.
+    (tmp_path / "world" / "world.json").unlink()
+    make(4, rendered, models=furniture[1:])
+    with pytest.raises(tools.models.FurnitureError, match="begun with other models"):
+        make(5, rendered)
+    (tmp_path / "world" / "world.json").write_text("{")
+    with pytest.raises(tools.models.FurnitureError, match=r"world\.json: cannot be read"):
+        make(5, rendered)
+
+
+def test_a_blender_that_does_not_start_gives_up_no_scene(
+    tools: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bpy.py").write_text("raise ImportError('libSM.so.6: cannot open shared object file')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(tools.models.FurnitureError, match=r"cannot import bpy and OpenEXR .*libSM\.so\.6"):
+        tools.make.main(["--models", str(tmp_path), "--out", str(tmp_path / "world")])
+    assert not (tmp_path / "world").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to send")
+def test_a_termination_ends_the_renderers_too(tools: Any, tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    program.mkdir()
+    for file in (ROOT / "benchmarks" / "furniture").glob("*.py"):
+        (program / file.name).write_bytes(file.read_bytes())
+    for name in ("bpy", "OpenEXR"):
+        (program / f"{name}.py").touch()
+    note = tmp_path / "renderer"
+    (program / "render.py").write_text(
+        "import os, pathlib, time\n"
+        f"note = pathlib.Path({str(note)!r})\n"
+        "note.with_suffix('.part').write_text(str(os.getpid()))\n"
+        "note.with_suffix('.part').replace(note)\n"
+        "time.sleep(60)\n"
+    )
+    library(tmp_path, {"c.obj": CUBE}, chair := entry(1, "Chair", "c.obj"))
+    archive = tools.catalogue.Archive(tmp_path / "Scopia.sh3f")
+    tools.catalogue.extract(archive, "Scopia", tools.catalogue.read_properties(chair)[0], tmp_path / "models")
+    command = [sys.executable, str(program / "make.py"), "--models", str(tmp_path / "models")]
+    environment = os.environ | {"PYTHONPATH": str(program)}
+    process = subprocess.Popen(
+        [*command, "--out", str(tmp_path / "world")], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        while not note.exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.terminate()
+        assert "the same command goes on" in process.communicate(timeout=50)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(note.read_text()), 0)
+    assert not (tmp_path / "world" / ".failed").exists()
+
+
+def test_a_scene_that_was_broken_off_leaves_nothing_once_it_is_made_again(
+    tools: Any, furniture: list[Any], plans: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = replace(plans[0], views=plans[0].views[:2])
+    models = {model.name: model for model in furniture}
+    maps = np.zeros((2, 8, 8, 3), np.uint8), np.ones((2, 8, 8)), np.ones((2, 8, 8), bool)
+    with monkeypatch.context() as killed:
+        killed.setattr(os, "getpid", lambda: 1)
+        killed.setattr(os, "replace", lambda *paths: sys.exit("killed"))
+        with pytest.raises(SystemExit):
+            tools.scene_files.write_scene(tmp_path / plan.name, plan, models, *maps)
+    assert list(tmp_path.iterdir())
+    tools.scene_files.write_scene(tmp_path / plan.name, plan, models, *maps)
+    assert [path.name for path in tmp_path.iterdir()] == [plan.name]
 
 
 # Plans
@@ -308,6 +424,46 @@ def test_cameras_move_as_a_hand_does(tools: Any, furniture: list[Any], plans: li
     assert np.ptp(fields) > 10
 
 
+def test_plans_keep_to_the_figures_of_the_readme(tools: Any, furniture: list[Any], plans: list[Any]) -> None:
+    readme = " ".join((ROOT / "benchmarks" / "furniture" / "README.md").read_text(encoding="utf-8").split())
+
+    def figures(words: str) -> list[float]:
+        match = re.search(words, readme)
+        assert match is not None, words
+        return [float(figure) for figure in match.groups()]
+
+    narrow, wide = figures(r"field of view is (\d+) to (\d+) degrees")
+    shortest, longest, more = figures(r"go (\d+) to (\d+) degrees about the thing, give or take (\d+)")
+    lowest, highest = figures(r"between (\d+) and (\d+) degrees above it")
+    (roll,) = figures(r"roll \((\d+) degrees at most\)")
+    floor, ceiling, clear = figures(
+        r"(\d+) cm above the floor, (\d+) cm below the ceiling, and (\d+) cm from the boxes"
+    )
+    (sight,) = figures(r"(\d+)% of it on average")
+    least, most = figures(r"and (\d+) to (\d+) further things")
+    fields = tools.handheld.FIELD_OF_VIEW
+    assert narrow <= 0.94 * fields[0] + 0.5
+    assert 1.06 * fields[1] - 0.5 <= wide
+    size = {model.name: model.size for model in furniture}
+    for plan in plans:
+        boxes = [tools.boxes.Box(i.x, i.y, i.z, size[i.model], i.angle) for i in plan.items]
+        others = boxes[2 if plan.items[0].z > 0 else 1 :]  # without what the thing stands on
+        eyes = np.array([view.eye for view in plan.views])
+        about = eyes - boxes[0].centre
+        azimuth = np.degrees(np.unwrap(np.arctan2(about[:, 0], -about[:, 1])))
+        elevation = np.degrees(np.arcsin(about[:, 2] / np.linalg.norm(about, axis=1)))
+        seen = ~np.any([tools.boxes.blocked(box, eyes, boxes[0].samples()) for box in others], axis=0)
+        assert all(narrow <= view.field_of_view <= wide for view in plan.views)
+        assert shortest - more <= np.ptp(azimuth) <= longest + more
+        assert lowest - 1e-6 <= elevation.min() <= elevation.max() <= highest + 1e-6
+        assert max(abs(view.roll) for view in plan.views) <= roll
+        assert eyes[:, 2].min() >= floor / 100 - 1e-6
+        assert plan.room.height - eyes[:, 2].max() >= ceiling / 100 - 1e-6
+        assert min(box.distance(eyes).min() for box in others) >= clear / 100
+        assert seen.mean() >= sight / 100
+        assert least <= len(plan.items) - 1 <= most
+
+
 @pytest.mark.parametrize("kind", ["planks", "parquet", "tiles", "carpet", "wallpaper", "brick", "rug", "weave"])
 def test_surfaces_are_pictures_that_the_seed_alone_decides(tools: Any, kind: str) -> None:
     one, two, other = tools.textures.paint(kind, 3), tools.textures.paint(kind, 3), tools.textures.paint(kind, 4)
@@ -362,6 +518,76 @@ def test_depth_takes_a_pixel_to_the_same_place_in_another_frame(scenes: list[Sce
             error = ((found - moved[inside, 2]) / moved[inside, 2]).abs()[found > 0]
             assert float(error.median()) < 0.004, f"{scene.id} {one.name} {two.name}"
             assert float((error < 0.02).float().mean()) > 0.6, f"{scene.id} {one.name} {two.name}"
+
+
+HALF = ((0.5, 0.0), (-0.5, 0.0), (0.0, 0.5), (0.0, -0.5))  # a pixel
+
+
+def shifted(camera: Camera, x: float, y: float) -> Camera:
+    """The camera with its principal point moved by pixels."""
+    intrinsics = camera.intrinsics.clone()
+    intrinsics[:2, 2] += torch.tensor((x, y))
+    return Camera(intrinsics, camera.world_to_camera, camera.width, camera.height)
+
+
+def test_depth_maps_and_cameras_agree_to_less_than_half_a_pixel(scenes: list[Scene]) -> None:
+    """The depths of two views are the most alike if the cameras are as the files say, on pixels' centres."""
+
+    def difference(one: Frame, two: Frame, x: float, y: float) -> float:
+        depth, other = one.load_depth(), two.load_depth()
+        assert depth is not None
+        assert other is not None
+        first, second = shifted(one.camera, x, y), shifted(two.camera, x, y)
+        here, there = matched(depth, other, first, second)
+        _, moved = places_in(second, first, depth)
+        v, u = (here - 0.5).long().unbind(1)[::-1]
+        return float((colours(other[None], there)[:, 0] / moved[v, u] - 1).abs().median())
+
+    for scene in scenes:
+        pairs = list(zip(scene.frames[:-6:12], scene.frames[6::12], strict=True))
+        right = np.mean([difference(*pair, 0, 0) for pair in pairs])
+        for half in HALF:
+            assert right < 0.6 * np.mean([difference(*pair, *half) for pair in pairs]), f"{scene.id} {half}"
+
+
+def test_photos_and_cameras_agree_to_less_than_half_a_pixel(scenes: list[Scene]) -> None:
+    """Two views agree on colours the best where the true cameras say, not half a pixel beside."""
+
+    def error(one: Frame, two: Frame, x: float, y: float) -> float:
+        depth, other = one.load_depth(), two.load_depth()
+        assert depth is not None
+        assert other is not None
+        here, there = matched(depth, other, shifted(one.camera, x, y), two.camera)
+        return float((colours(to_tensor(one.load()), here) - colours(to_tensor(two.load()), there)).square().mean())
+
+    for scene in scenes:
+        pairs = list(zip(scene.frames[:-1:12], scene.frames[1::12], strict=True))
+        right = np.mean([error(*pair, 0, 0) for pair in pairs])
+        for half in HALF:
+            assert right < 0.95 * np.mean([error(*pair, *half) for pair in pairs]), f"{scene.id} {half}"
+
+
+def outlines_beside_the_masks(photos: list[torch.Tensor], masks: list[torch.Tensor]) -> float:
+    """How many pixels to the right of the masks' left and right borders the photos change the most, on average."""
+    steps = torch.arange(-2, 3)
+    change = torch.zeros(5)
+    for photo, mask in zip(photos, masks, strict=True):
+        gradient = photo.diff(dim=-1).abs().sum(0)
+        rows, columns = (mask.diff(dim=-1)[:, 3:-3] != 0).nonzero(as_tuple=True)
+        around = gradient[rows[:, None], columns[:, None] + 3 + steps]
+        change += around[around.sum(1) > 0.6].sum(0)  # where the thing is of another colour than what is behind it
+    return float((change * steps).sum() / change.sum())
+
+
+def test_photos_and_masks_agree_to_less_than_half_a_pixel(scenes: list[Scene]) -> None:
+    for scene in scenes:
+        photos = [to_tensor(frame.load()) for frame in scene.frames[::4]]
+        masks = [mask.float() for frame in scene.frames[::4] if (mask := frame.load_mask()) is not None]
+        assert abs(outlines_beside_the_masks(photos, masks)) < 0.1, scene.id
+        down = [photo.mT for photo in photos], [mask.mT for mask in masks]
+        assert abs(outlines_beside_the_masks(*down)) < 0.1, scene.id
+        half = [(photo[..., 1:] + photo[..., :-1]) / 2 for photo in photos]  # the photos half a pixel further left
+        assert outlines_beside_the_masks(half, [mask[..., :-1] for mask in masks]) < -0.15, scene.id
 
 
 def test_points_lie_where_the_depth_maps_say(scenes: list[Scene]) -> None:

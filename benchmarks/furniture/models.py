@@ -7,6 +7,7 @@ its `size`.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -69,9 +70,18 @@ def fraction(*key: object) -> float:
 
 def write_model(model: Model) -> None:
     """Writes the record beside the model's file."""
-    data = asdict(model) | {"file": model.file.name}
     path = model.file.with_name(model.name + SUFFIX)
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(_record(model), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _record(model: Model) -> dict[str, Any]:
+    return asdict(model) | {"file": model.file.name}
+
+
+def digest(models: Sequence[Model]) -> str:
+    """The SHA-256 of the models' records, in any order: scenes are planned from these, wherever the files lie."""
+    records = [_record(model) for model in sorted(models, key=lambda model: model.name)]
+    return hashlib.sha256(json.dumps(records).encode()).hexdigest()
 
 
 def read_models(*folders: Path) -> list[Model]:

@@ -37,8 +37,8 @@ def write_scene(out: Path, plan: Plan, models: dict[str, Model], photos: Array, 
     share = float(np.median(masks.mean((1, 2))))
     if share < SMALLEST_SHARE:
         raise FurnitureError(f"{plan.name}: {plan.items[0].model} fills {share:.2%} of the pictures; left out")
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
-    shutil.rmtree(part, ignore_errors=True)
+    part = out.with_name(f".{out.name}.part")
+    shutil.rmtree(part, ignore_errors=True)  # what a killed render left
     unit = unit_of(models[plan.items[0].model])
     for folder in ("images", "masks", "depths", "sparse/0"):
         (part / folder).mkdir(parents=True)
