@@ -323,7 +323,7 @@ def test_an_evaluation_gets_what_was_asked_for_and_is_told(
     psnr = Figure("psnr", "PSNR (dB)", "higher", 2)
     found = {"auto": {"all": {"psnr": Estimate(19.127, 18.0, 20.0)}}}
 
-    def fake(model: str, data: Path, out: Path, **options: Any) -> Results:
+    def fake(model: str, data: str, out: Path, **options: Any) -> Results:
         called.update(model=model, data=data, out=out, **options)
         return Results({}, [], [Row("auto", "auto", "model")], [psnr], {"FID": "no weights"}, estimates=found)
 
@@ -332,7 +332,7 @@ def test_an_evaluation_gets_what_was_asked_for_and_is_told(
     assert sidestep(monkeypatch, "evaluate", "--data", "d", "--out", tmp_path / "r", *own) == 0
     assert called["groups"] == ["model", "limit"]
     assert called["predictions"] == {"seva": Path("a=b")}
-    assert (called["model"], called["data"], called["split"], called["steps"]) == ("bundled", Path("d"), "val", 9)
+    assert (called["model"], called["data"], called["split"], called["steps"]) == ("bundled", "d", "val", 9)
     assert called["command"].startswith("sidestep evaluate --data d --out")
     told = capsys.readouterr()
     assert "19.13" in told.out
