@@ -530,6 +530,23 @@ def take(scene: Any, camera: Any, view: Any, path: Path) -> dict[str, Array]:
         return {name.split(".", 1)[-1]: channel.pixels for name, channel in parts}
 
 
+def settle_transparency() -> None:
+    """Makes each point of a surface either solid or not there: a ray goes through half-transparent glass at random."""
+    for material in bpy.data.materials:
+        if not material.use_nodes:
+            continue
+        nodes, links = material.node_tree.nodes, material.node_tree.links
+        for alpha in [node.inputs["Alpha"] for node in nodes if node.type == "BSDF_PRINCIPLED"]:
+            if not alpha.is_linked:
+                alpha.default_value = float(alpha.default_value >= 0.5)
+                continue
+            settled = nodes.new("ShaderNodeMath")
+            settled.operation = "GREATER_THAN"
+            settled.inputs[1].default_value = 0.5
+            links.new(alpha.links[0].from_socket, settled.inputs[0])
+            links.new(settled.outputs[0], alpha)
+
+
 def photograph(plan: Plan, size: int, folder: Path) -> tuple[Array, Array, Array]:
     """Linear light (N, H, W, 3), depth (N, H, W) in metres along the optical axis, mask (N, H, W)."""
     scene = bpy.context.scene
@@ -544,6 +561,7 @@ def photograph(plan: Plan, size: int, folder: Path) -> tuple[Array, Array, Array
         passes = take(scene, camera, view, folder / "colour.exr")
         colours.append(rgb(passes, "Combined"))
     # Once more with one ray through each pixel's very centre: maps must not mix two things at an edge.
+    settle_transparency()
     scene.cycles.samples, scene.cycles.max_bounces, scene.cycles.use_denoising = 1, 0, False
     scene.cycles.pixel_filter_type, scene.cycles.filter_width = "BOX", 0.01
     for view in plan.views:
