@@ -288,6 +288,8 @@ def test_a_world_goes_on_with_the_models_and_the_size_it_was_begun_with(
         make(4, rendered, models=furniture[1:])
     with pytest.raises(tools.models.FurnitureError, match="begun with --size 256"):
         make(4, rendered, "--size", "128")
+    with pytest.raises(tools.models.FurnitureError, match="begun with --every 1"):
+        make(4, rendered, "--every", "2")
     assert len(list((tmp_path / "world").glob("*/*s10"))) == 3
     # One begun before there was a note takes what it is given.
     (tmp_path / "world" / "world.json").unlink()
@@ -370,6 +372,13 @@ def test_a_plan_follows_from_its_seed_alone(tools: Any, furniture: list[Any], pl
     again = [tools.world.plan_scene(model, 10, furniture[::-1]) for model in furniture[:3]]
     assert again == plans[:3]
     assert tools.world.plan_scene(furniture[0], 11, furniture) != plans[0]
+
+
+def test_fewer_cameras_are_some_of_all(plans: list[Any]) -> None:
+    fewer = plans[0].every(2)
+    assert fewer.views == plans[0].views[::2]
+    assert fewer.exposure.stops == plans[0].exposure.stops[::2]
+    assert (len(fewer.views), fewer.items) == (13, plans[0].items)
 
 
 def test_things_stand_apart_and_inside_the_room(tools: Any, furniture: list[Any], plans: list[Any]) -> None:

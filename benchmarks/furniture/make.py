@@ -74,13 +74,13 @@ def check_blender() -> None:
         )
 
 
-def settle(out: Path, models: Sequence[Model], size: int) -> None:
+def settle(out: Path, models: Sequence[Model], size: int, every: int) -> None:
     """Notes in a world's folder what it is made with. A world that was begun without the note gets it now.
 
     Raises:
-        FurnitureError: if the world was begun with other models or another size, or the note is damaged.
+        FurnitureError: if the world was begun with other models, another size or other cameras, or the note is damaged.
     """
-    path, settings = out / SETTINGS, {"size": size, "models": digest(models)}
+    path, settings = out / SETTINGS, {"size": size, "every": every, "models": digest(models)}
     if not path.exists():
         out.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
@@ -89,11 +89,13 @@ def settle(out: Path, models: Sequence[Model], size: int) -> None:
         return
     try:
         begun = json.loads(path.read_text(encoding="utf-8"))
+        begun.setdefault("every", 1)  # as it was before worlds noted it
         other = [key for key in settings if begun[key] != settings[key]]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise FurnitureError(f"{path}: cannot be read ({error}); write it again or delete it") from None
-    if "size" in other:
-        raise FurnitureError(f"{out}: begun with --size {begun['size']}; go on with that, or begin another --out")
+    for key in ("size", "every"):
+        if key in other:
+            raise FurnitureError(f"{out}: begun with --{key} {begun[key]}; go on with that, or begin another --out")
     if other:
         raise FurnitureError(f"{out}: begun with other models than these; go on with those, or begin another --out")
 
@@ -104,10 +106,11 @@ class Renderer:
     Args:
         folders: of models.
         size: of the pictures, in pixels.
+        every: of so many cameras of a scene the first is taken.
     """
 
-    def __init__(self, folders: Sequence[Path], size: int) -> None:
-        self.folders, self.size = folders, size
+    def __init__(self, folders: Sequence[Path], size: int, every: int) -> None:
+        self.folders, self.size, self.every = folders, size, every
         self._running: set[subprocess.Popen[str]] = set()
         self._stopped = False
         self._lock = threading.Lock()
@@ -116,7 +119,7 @@ class Renderer:
         """Renders a scene; returns its last words if it failed, of which the last line says why."""
         command = [sys.executable, str(Path(__file__).with_name("render.py")), "--models", *map(str, self.folders)]
         command += ["--name", job.model.name, "--variant", str(job.variant)]
-        command += ["--size", str(self.size), "--out", str(job.out)]
+        command += ["--size", str(self.size), "--every", str(self.every), "--out", str(job.out)]
         with tempfile.TemporaryDirectory() as folder:  # here, because a renderer that is ended leaves its files
             # One thread each: several renderers that all want all cores only get into each other's way.
             environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TMPDIR": folder}
@@ -159,11 +162,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--split", choices=("train", "val", "test"), help="of this split only")
     parser.add_argument("--workers", type=int, default=1, help="processes, of one thread each")
     parser.add_argument("--size", type=int, default=256, help="of the pictures, in pixels")
+    parser.add_argument("--every", type=int, default=1, help="take the first of so many cameras; 2 gives 13 frames")
     options = parser.parse_args(arguments)
     check_blender()
     models = read_models(*options.models)
     wanted = jobs(models, options.out, options.scenes, options.split)
-    settle(options.out, models, options.size)
+    settle(options.out, models, options.size, options.every)
     left = [job for job in wanted if not job.out.is_dir() and not job.failure.exists()]
     print(f"{len(wanted)} scenes, {len(wanted) - len(left)} there or given up before", flush=True)
     for folder in options.models:
@@ -171,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             shutil.copy(licence, options.out / licence.name)
     started, failures, last = time.monotonic(), 0, ""
     alike: list[Job] = []
-    renderer, pool = Renderer(options.models, options.size), ThreadPoolExecutor(options.workers)
+    renderer, pool = Renderer(options.models, options.size, options.every), ThreadPoolExecutor(options.workers)
     try:
         waiting = {pool.submit(renderer.render, job): job for job in left}
         for i, done in enumerate(as_completed(waiting), 1):

@@ -589,11 +589,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--name", required=True, help="the scene's main model")
     parser.add_argument("--variant", type=int, required=True)
     parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--every", type=int, default=1, help="take the first of so many cameras")
     parser.add_argument("--out", type=Path, required=True, help="the scene's folder")
     options = parser.parse_args(arguments)
     models = read_models(*options.models)
     by_name = {model.name: model for model in models}
-    plan = plan_scene(by_name[options.name], options.variant, models)
+    plan = plan_scene(by_name[options.name], options.variant, models).every(options.every)
     started = time.process_time()
     reset(options.size)
     build_room(plan)

@@ -148,6 +148,11 @@ class Plan:
     light: Light
     exposure: Exposure
 
+    def every(self, step: int) -> "Plan":
+        """The plan with the first of every `step` cameras."""
+        exposure = replace(self.exposure, stops=self.exposure.stops[::step])
+        return replace(self, views=self.views[::step], exposure=exposure)
+
 
 def scene_order(models: Sequence[Model]) -> Iterator[tuple[Model, int]]:
     """Which model and variant each scene shows, without end; nothing if no model may be a scene's main one.
