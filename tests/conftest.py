@@ -1,7 +1,9 @@
 """What several test files need: a whole pipeline of miniature networks."""
 
+import json
 import logging
 import os
+import string
 import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -52,5 +54,32 @@ def make_tiny_pipeline() -> "Callable[..., NovelViewPipeline]":
         tunet = TUNet(**{**small, **options}).eval()
         scheduler = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
         return NovelViewPipeline(tunet, vae, unet, scheduler)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_text_parts(tmp_path_factory: pytest.TempPathFactory) -> "Callable[..., tuple[Any, Any]]":
+    """Makes a text encoder and a tokenizer of CLIP's classes, with random weights, whose words are letters and "ab".
+
+    A prompt has `length` tokens, with the one that begins and the one that ends it.
+    """
+    import torch
+
+    transformers = pytest.importorskip("transformers")
+
+    def make(length: int = 12) -> tuple[Any, Any]:
+        folder = tmp_path_factory.mktemp("tokenizer")
+        letters = string.ascii_lowercase
+        words = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters), "ab</w>"]
+        (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+        (folder / "merges.txt").write_text("#version: 0.2\na b</w>\n")
+        settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": length, "pad_token": "<|endoftext|>"}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+        size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        ends = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "max_position_embeddings": length}
+        torch.manual_seed(0)
+        encoder = transformers.CLIPTextModel(transformers.CLIPTextConfig(vocab_size=len(words) + 1, **size, **ends))
+        return encoder, transformers.CLIPTokenizer.from_pretrained(folder)
 
     return make

@@ -3,6 +3,7 @@
 import json
 import pickle
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
@@ -208,26 +209,16 @@ def make_pipe(unet: Any, *text: Any) -> NovelViewPipeline:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(tmp_path_factory: pytest.TempPathFactory, make_text_parts: Callable[..., Any]) -> Path:
     """A pipeline that takes prompts of 24 letters at most."""
     folder = tmp_path_factory.mktemp("prompts")
-    words = ["<|startoftext|>", "<|endoftext|>", *LETTERS, *(f"{letter}</w>" for letter in LETTERS)]
-    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 26, "pad_token": "<|endoftext|>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    config = transformers.CLIPTextConfig(
-        vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=26, bos_token_id=0, eos_token_id=1, pad_token_id=1,
-    )  # fmt: skip
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
         sample_size=8, block_out_channels=(32, 32), norm_num_groups=8, layers_per_block=1, cross_attention_dim=16,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         attention_head_dim=8,
     )  # fmt: skip
-    tokenizer = transformers.CLIPTokenizer.from_pretrained(folder)
-    make_pipe(unet, transformers.CLIPTextModel(config), tokenizer).save_pretrained(folder / "model")
+    make_pipe(unet, *make_text_parts(length=26)).save_pretrained(folder / "model")
     return folder / "model"
 
 

@@ -1,7 +1,7 @@
 """The pipeline on a random miniature prior and TUNet: what reaches the pictures, worlds, saving, refusals."""
 
-import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -433,29 +433,14 @@ def test_what_is_refused(pipe: NovelViewPipeline, photo: Image.Image, options: d
 
 
 @pytest.fixture(scope="module")
-def text_pipe(tmp_path_factory: pytest.TempPathFactory) -> NovelViewPipeline:
-    transformers = pytest.importorskip("transformers")
-    folder = tmp_path_factory.mktemp("tokenizer")
-    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
-    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters), "ab</w>"]
-    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\na b</w>\n")
-    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 12, "pad_token": "<|endoftext|>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    config = transformers.CLIPTextConfig(
-        vocab_size=len(words) + 1, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=12, bos_token_id=0, eos_token_id=1, pad_token_id=1,
-    )  # fmt: skip
+def text_pipe(make_text_parts: Callable[..., Any]) -> NovelViewPipeline:
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
         sample_size=8, block_out_channels=(32, 32), norm_num_groups=8, layers_per_block=1, cross_attention_dim=16,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         attention_head_dim=8,
     )  # fmt: skip
-    tokenizer = transformers.CLIPTokenizer.from_pretrained(folder)
-    return NovelViewPipeline(
-        make_tunet(), make_vae(), unet, DDIMScheduler(**SD), transformers.CLIPTextModel(config), tokenizer
-    )
+    return NovelViewPipeline(make_tunet(), make_vae(), unet, DDIMScheduler(**SD), *make_text_parts())
 
 
 def test_a_prompt_acts_in_sampling_only(text_pipe: NovelViewPipeline, photo: Image.Image) -> None:

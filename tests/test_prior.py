@@ -1,7 +1,6 @@
 """The latent prior on miniature diffusers models, each saved to a folder and loaded again."""
 
 import copy
-import json
 import math
 import warnings
 
@@ -98,30 +97,9 @@ def latents():
 
 
 @pytest.fixture
-def text_parts(tmp_path):
+def text_parts(make_text_parts):
     """A small CLIP text encoder, and a tokenizer whose vocabulary is single letters."""
-    transformers = pytest.importorskip("transformers")
-    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
-    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{c}</w>" for c in letters), "ab</w>"]
-    folder = tmp_path / "tokenizer_source"
-    folder.mkdir()
-    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\na b</w>\n")
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": 12, "pad_token": "<|endoftext|>"})
-    )
-    config = transformers.CLIPTextConfig(
-        vocab_size=len(words) + 1,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=12,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-    )
-    return transformers.CLIPTextModel(config), transformers.CLIPTokenizer.from_pretrained(folder)
+    return make_text_parts()
 
 
 @pytest.fixture

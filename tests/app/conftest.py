@@ -1,9 +1,9 @@
 """Miniature models, and photos to give them."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from string import ascii_lowercase
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,19 +28,8 @@ def tiny(make_tiny_pipeline: Callable[..., NovelViewPipeline]) -> NovelViewPipel
 
 
 @pytest.fixture(scope="session")
-def reader(tiny: NovelViewPipeline, tmp_path_factory: pytest.TempPathFactory) -> NovelViewPipeline:
+def reader(tiny: NovelViewPipeline, make_text_parts: Callable[..., Any]) -> NovelViewPipeline:
     """The miniature model on a prior that reads text: letters."""
-    transformers = pytest.importorskip("transformers")
-    folder = tmp_path_factory.mktemp("tokenizer")
-    words = ["<|startoftext|>", "<|endoftext|>", *ascii_lowercase, *(f"{letter}</w>" for letter in ascii_lowercase)]
-    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    told = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 12, "pad_token": "<|endoftext|>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(told))
-    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    ends = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "max_position_embeddings": 12}
-    torch.manual_seed(0)
-    encoder = transformers.CLIPTextModel(transformers.CLIPTextConfig(vocab_size=len(words) + 1, **size, **ends))
     blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
     unet = UNet2DConditionModel(
         sample_size=8,
@@ -51,8 +40,7 @@ def reader(tiny: NovelViewPipeline, tmp_path_factory: pytest.TempPathFactory) ->
         attention_head_dim=8,
         **blocks,
     )
-    tokenizer = transformers.CLIPTokenizer.from_pretrained(folder)
-    return NovelViewPipeline(tiny.tunet, tiny.vae, unet, tiny.scheduler, encoder, tokenizer)
+    return NovelViewPipeline(tiny.tunet, tiny.vae, unet, tiny.scheduler, *make_text_parts())
 
 
 @pytest.fixture
