@@ -198,6 +198,7 @@ def test_the_committed_lists_keep_twins_out_of_training(tools: Any) -> None:
         assert model_split(twin) == "train"
         assert twin not in lists["train"]
         assert held_out in lists["test"]
+    assert not set(tools.catalogue.UNSOUND) & {name for names in lists.values() for name in names}
 
 
 def test_no_scene_mixes_splits(plans: list[Any]) -> None:
