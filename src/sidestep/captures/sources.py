@@ -1,7 +1,6 @@
 """What a scene is made from: photos of a folder or sharp frames of a video, upright, of one size at most."""
 
 import hashlib
-import re
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from sidestep.captures.findings import listed
+from sidestep.captures.folders import hidden, natural
 from sidestep.captures.reconstruction import Photo
 from sidestep.captures.sharpness import sharp_frames
 from sidestep.errors import SidestepError
@@ -42,14 +42,14 @@ def photo_files(folder: Path) -> list[Path]:
     Raises:
         SidestepError: if there are none.
     """
-    files = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
+    files = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not hidden(path)]
     if not files:
         unread = _not_read(folder)
         told = f", but {len(unread)} that cannot be read, such as {unread[0][0]}: save them as JPEG" if unread else ""
         raise SidestepError(
             f"{folder}: no photos in it; {', '.join(SUFFIXES)} are looked for, not in folders within{told}"
         )
-    return sorted(files, key=lambda path: ([part.zfill(20) for part in re.split(r"(\d+)", path.name)], path.name))
+    return sorted(files, key=lambda path: (natural(path.name), path.name))
 
 
 def collect(
