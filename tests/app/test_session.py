@@ -368,23 +368,40 @@ def test_a_session_leaves_no_files(
 def test_a_session_outlives_a_broken_connection_but_its_work_does_not(
     studio: Studio, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    now = 0.0
+    monkeypatch.setattr(module, "monotonic", lambda: now)
     sessions = Sessions(studio, tmp_path)
     sessions.of("one").open(photo)
     turn = sessions.of("one").begin()
     sessions.leave("one")
     with pytest.raises(Cancelled):
         list(sessions.of("one").make(SETTINGS, Pose(), turn=turn))
-    sessions.sweep()
-    assert sessions.of("one").has_photo
-    monkeypatch.setattr(module, "AWAY", -1.0)
-    sessions.leave("one")
-    sessions.of("one")  # it was seen again
-    sessions.sweep()
-    assert sessions.of("one").has_photo
-    monkeypatch.setattr(module, "UNUSED", -1.0)
-    sessions.of("one")
+    for _ in range(3):  # it is seen again, each time before it is given up
+        now += module.AWAY - 1
+        sessions.sweep()
+        assert sessions.of("one").has_photo
+    now += module.AWAY + 1
     sessions.sweep()
     assert not sessions.of("one").has_photo
+
+
+def test_what_a_closed_page_asked_for_last_does_not_keep_its_session(
+    studio: Studio, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(module, "monotonic", lambda: now)
+    sessions = Sessions(studio, tmp_path)
+    for name in ("closed", "open"):
+        sessions.of(name).open(photo)
+    sessions.leave("closed")
+    sessions.of("closed")  # its last request, which waited behind others
+    now += module.AWAY + 1
+    sessions.sweep()
+    assert len(sessions) == 1
+    assert sessions.of("open").has_photo
+    now += module.UNUSED + 1
+    sessions.sweep()
+    assert len(sessions) == 0
 
 
 def test_there_are_not_more_sessions_than_agreed(

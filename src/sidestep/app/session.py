@@ -167,7 +167,8 @@ class Session:
         self._count = 0
         self._turn = 0  # of the work that may go on
         self.wanted = False  # whether work was asked for and not cancelled
-        self.until = monotonic() + UNUSED  # when it may end
+        self.patience = UNUSED  # seconds that it may lie unused
+        self.until = monotonic() + self.patience
         self._lock = Lock()  # of the two about turns
         self._working = Lock()
         self._closed = False
@@ -454,7 +455,7 @@ class Sessions:
                 folder = Path(tempfile.mkdtemp(dir=self._folder, prefix="session-"))
                 self._sessions[name] = Session(self._studio, folder)
             self._sessions.move_to_end(name)
-            self._sessions[name].until = monotonic() + UNUSED
+            self._sessions[name].until = monotonic() + self._sessions[name].patience
             idle = [key for key, session in self._sessions.items() if not session.busy and key != name]
             gone = [self._sessions.pop(key) for key in idle[: max(0, len(self._sessions) - MAX_SESSIONS)]]
             session = self._sessions[name]
@@ -465,13 +466,15 @@ class Sessions:
     def leave(self, name: str) -> None:
         """Ends the work of this name's session, and in a while the session, unless it is asked for before.
 
-        A page that was closed looks like one whose connection broke, or whose machine sleeps.
+        A page that was closed looks like one whose connection broke, or whose machine sleeps. What it asked for
+        last can arrive after that, so a session that was left once never again gets as long as others.
         """
         with self._lock:
             session = self._sessions.get(name)
         if session is not None:
             session.cancel()
-            session.until = monotonic() + AWAY
+            session.patience = AWAY
+            session.until = monotonic() + session.patience
 
     def sweep(self) -> None:
         """Closes the sessions whose time is over; to be called now and then."""
