@@ -114,18 +114,16 @@ def invert(
     Raises:
         SidestepError: if the grid is not increasing or leaves the prior's timesteps.
     """
-    alphas = _alphas(prior, grid)
+    alphas = alphas_along(prior, grid)
     x = latents
     for k in range(len(grid) - 1):
-        a, a_next = alphas[k], alphas[k + 1]
         s = grid[k + 1] if timestep == "next" else grid[k]
         eps = prior.predict_noise(x, s, prompt_embeds)
-        mean = (x - math.sqrt(1 - a) * eps) * math.sqrt(a_next / a)  # eq. 1, signal / mean
-        noise = math.sqrt(1 - a_next) * eps  # eq. 1, noise / variance
-        x = mean + noise  # eq. 1
+        inverted = ddim_step(x, eps, alphas[k], alphas[k + 1])
+        x = inverted.latents
         if progress is not None:
             progress(k + 1, len(grid) - 1)
-    return Inverted(mean, noise)
+    return inverted
 
 
 @torch.no_grad()
@@ -155,15 +153,12 @@ def sample(
     Raises:
         SidestepError: if the grid is not increasing, leaves the prior's timesteps, or ends where no signal is left.
     """
-    alphas = _alphas(prior, grid)
-    if alphas[-1] == 0:
-        raise SidestepError(f"at timestep {grid[-1]} this prior's schedule has no signal left; start sampling earlier")
+    alphas = alphas_along(prior, grid)
+    refuse_no_signal(alphas, grid)
     x = latents
     for k in reversed(range(len(grid) - 1)):
-        a, a_next = alphas[k], alphas[k + 1]
         eps = prior.predict_noise(x, grid[k + 1], prompt_embeds, negative_embeds, guidance)
-        mean = (x - math.sqrt(1 - a_next) * eps) * math.sqrt(a / a_next)  # sqrt(a_k) x0_hat
-        x = mean + math.sqrt(1 - a) * eps
+        x = ddim_step(x, eps, alphas[k + 1], alphas[k]).latents
         if callback is not None:
             callback(len(grid) - 1 - k, len(grid) - 1)
         if on_step_end is not None:
@@ -174,8 +169,19 @@ def sample(
     return x
 
 
-def _alphas(prior: LatentPrior, grid: Sequence[int]) -> list[float]:
-    """alphas_cumprod along the grid, which must be increasing timesteps of the prior."""
+def ddim_step(x: Tensor, eps: Tensor, a: float, a_to: float) -> Inverted:
+    """Latents x moved by their noise estimate eps from alphas_cumprod `a`, not 0, to `a_to`, up or down (eq. 1)."""
+    mean = (x - math.sqrt(1 - a) * eps) * math.sqrt(a_to / a)  # eq. 1, signal / mean: sqrt(a_to) x0_hat
+    noise = math.sqrt(1 - a_to) * eps  # eq. 1, noise / variance
+    return Inverted(mean, noise)
+
+
+def alphas_along(prior: LatentPrior, grid: Sequence[int]) -> list[float]:
+    """alphas_cumprod along the grid.
+
+    Raises:
+        SidestepError: if the grid is not of two or more increasing timesteps of the prior.
+    """
     if len(grid) < 2 or any(t >= later for t, later in itertools.pairwise(grid)):
         raise SidestepError(f"a grid needs two or more increasing timesteps, not {list(grid)}")
     if grid[0] < 0 or grid[-1] >= prior.num_train_timesteps:
@@ -184,3 +190,9 @@ def _alphas(prior: LatentPrior, grid: Sequence[int]) -> list[float]:
             "choose another t*"
         )
     return [float(prior.alphas_cumprod[t]) for t in grid]
+
+
+def refuse_no_signal(alphas: Sequence[float], grid: Sequence[int]) -> None:
+    """Refuses to sample from where alphas_cumprod is 0, as at the last step of a zero terminal SNR."""
+    if alphas[-1] == 0:
+        raise SidestepError(f"at timestep {grid[-1]} this prior's schedule has no signal left; start sampling earlier")
