@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sidestep.errors import SidestepError
 from sidestep.prior import LatentPrior
+from sidestep.prompts import PromptEmbeds
 
 TimestepReading = Literal["next", "current"]
 
@@ -96,7 +97,7 @@ def invert(
     latents: Tensor,
     grid: Sequence[int],
     timestep: TimestepReading = "next",
-    prompt_embeds: Tensor | None = None,
+    prompt_embeds: PromptEmbeds | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Inverted:
     """DDIM inversion along `grid` (the paper, eq. 1). To go on to later steps, invert the result's `latents` again.
@@ -105,7 +106,7 @@ def invert(
         latents: (B, C, h, w) at timestep grid[0].
         grid: increasing timesteps, two or more.
         timestep: see `InversionSettings`.
-        prompt_embeds: (1 or B, L, D); the empty prompt where None. There is no guidance in an inversion.
+        prompt_embeds: of 1 or B prompts; the empty prompt where None. There is no guidance in an inversion.
         progress: called with (steps done, steps in all) after each step.
 
     Returns:
@@ -131,8 +132,8 @@ def sample(
     prior: LatentPrior,
     latents: Tensor,
     grid: Sequence[int],
-    prompt_embeds: Tensor | None = None,
-    negative_embeds: Tensor | None = None,
+    prompt_embeds: PromptEmbeds | None = None,
+    negative_embeds: PromptEmbeds | None = None,
     guidance: float = 1.0,
     callback: Callable[[int, int], None] | None = None,
     on_step_end: Callable[[int, int, Tensor], Tensor | None] | None = None,

@@ -30,7 +30,9 @@ from sidestep.models import BUNDLED, model_folder
 from sidestep.models.index import write_index
 from sidestep.notebook import pictures_html, views_html
 from sidestep.outputs import save_views
-from sidestep.prior import LatentPrior, forget_path
+from sidestep.prior import PARTS, LatentPrior, forget_path
+from sidestep.prior_folder import TEXT_PARTS
+from sidestep.prompts import EmptyPrompt, PromptEmbeds
 from sidestep.tunet import TUNet, load_tunet
 
 Fusion = Literal["auto", "variance", "addition"]
@@ -113,14 +115,23 @@ class NovelViewPipeline(DiffusionPipeline):
     figure 2). The photo is encoded and inverted once, however many targets there are.
     """
 
-    _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012 (diffusers reads a list)
+    _optional_components = [*TEXT_PARTS, "empty_prompt"]  # noqa: RUF012 (diffusers reads a list)
     _callback_tensor_inputs = ["latents"]  # noqa: RUF012
     # Each network sends the one before it back to memory. The autoencoder runs between the others; last, it has the
     # most room where it needs it, in decoding.
-    model_cpu_offload_seq = "text_encoder->tunet->unet->vae"
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->tunet->unet->vae"
 
     def __init__(
-        self, tunet: TUNet, vae: Any, unet: Any, scheduler: Any, text_encoder: Any = None, tokenizer: Any = None
+        self,
+        tunet: TUNet,
+        vae: Any,
+        unet: Any,
+        scheduler: Any,
+        text_encoder: Any = None,
+        tokenizer: Any = None,
+        text_encoder_2: Any = None,
+        tokenizer_2: Any = None,
+        empty_prompt: EmptyPrompt | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -130,6 +141,9 @@ class NovelViewPipeline(DiffusionPipeline):
             scheduler=scheduler,
             text_encoder=text_encoder,
             tokenizer=tokenizer,
+            text_encoder_2=text_encoder_2,
+            tokenizer_2=tokenizer_2,
+            empty_prompt=empty_prompt,
         )
         self._interrupt = False
         self._made: tuple[tuple[Any, ...], LatentPrior] | None = None
@@ -179,7 +193,7 @@ class NovelViewPipeline(DiffusionPipeline):
                 f"{folder}: TUNet was trained on the latents of another prior than {prior or folder}; name its own"
             )
         tunet.to(loaded.vae.device).requires_grad_(False).eval()
-        return cls(tunet, loaded.vae, loaded.unet, loaded.scheduler, loaded.text_encoder, loaded.tokenizer)
+        return cls(tunet, **loaded.parts)
 
     def save_pretrained(
         self,
@@ -215,7 +229,7 @@ class NovelViewPipeline(DiffusionPipeline):
             raise SidestepError("weights are written as safetensors only, never pickled; leave safe_serialization out")
         if self.tunet.config.prior_fingerprint:
             # In another precision than they were loaded in, the prior's weights have another fingerprint.
-            saved = LatentPrior(self.vae, self.unet, self.scheduler, self.text_encoder, self.tokenizer)
+            saved = LatentPrior(**self._prior_parts)
             self.tunet.register_to_config(prior_fingerprint=saved.fingerprint())
         for part in self.components.values():
             forget_path(part)
@@ -452,12 +466,16 @@ class NovelViewPipeline(DiffusionPipeline):
         Raises:
             SidestepError: if they do not fit each other.
         """
-        parts = (self.tunet, self.vae, self.unet, self.scheduler, self.text_encoder, self.tokenizer)
+        parts = (self.tunet, *self._prior_parts.values())
         if self._made is None or any(part is not made for part, made in zip(parts, self._made[0], strict=True)):
-            prior = LatentPrior(*parts[1:])
+            prior = LatentPrior(**self._prior_parts)
             _check_fit(self.tunet, prior)
             self._made = parts, prior
         return self._made[1]
+
+    @property
+    def _prior_parts(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in PARTS}
 
     @property
     def _inversion(self) -> InversionSettings:
@@ -541,7 +559,7 @@ class NovelViewPipeline(DiffusionPipeline):
 
     def _encode_prompts(
         self, prompt: str | None, negative_prompt: str | None, guidance: float
-    ) -> tuple[Tensor | None, Tensor | None]:
+    ) -> tuple[PromptEmbeds | None, PromptEmbeds | None]:
         """Nothing where there is nothing to guide by, so that sampling takes one pass a step."""
         if not 0 <= guidance < math.inf:
             raise SidestepError(f"guidance is {guidance}; it must be 0 or more")

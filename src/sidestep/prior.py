@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,24 +11,29 @@ import torch
 from diffusers import (
     AutoencoderDC,
     AutoencoderKL,
-    AutoencoderTiny,
     DDPMScheduler,
     ModelMixin,
     UNet2DConditionModel,
-    UNet2DModel,
 )
-from safetensors import SafetensorError
 from torch import Tensor
 
 from sidestep.devices import choose_device, execution_device, network_dtype
 from sidestep.errors import SidestepError
 from sidestep.files import atomic_path
+from sidestep.prior_file import is_file, load_file
+from sidestep.prior_folder import (
+    AUTOENCODERS,
+    TEXT_PARTS,
+    UNETS,
+    attends_to_prompt,
+    load_folder,
+    takes_pooled,
+    text_suffixes,
+)
+from sidestep.prompts import EmptyPrompt, PromptEmbeds, Readers, encode_prompts
 
-AUTOENCODERS: dict[str, Any] = {c.__name__: c for c in (AutoencoderKL, AutoencoderTiny, AutoencoderDC)}
-UNETS: dict[str, Any] = {c.__name__: c for c in (UNet2DModel, UNet2DConditionModel)}
-
-# The subfolders of a prior in diffusers' layout; the last two only where it takes prompts.
-PARTS = ("vae", "unet", "scheduler", "text_encoder", "tokenizer")
+# The subfolders of a prior in diffusers' layout; but for the first three only where the U-Net attends to a prompt.
+PARTS = ("vae", "unet", "scheduler", *TEXT_PARTS, "empty_prompt")
 
 # All that is read of a scheduler's config: no clipping, no thresholding, no offset, no spacing.
 SCHEDULE_FIELDS = (
@@ -48,6 +52,22 @@ NO_TEXT = (
     "this prior has no text encoder, so it takes no prompt; leave it out, or use a model trained on a prior that has "
     "one (Stable Diffusion 1.4, 1.5, 2.1: docs/text.md)"
 )
+TEXT_LEFT_OUT = (
+    "this prior came without its text encoder, so it takes no prompt; leave it out, or use the prior as it was before"
+)
+NO_EMPTY_PROMPT = (
+    "the U-Net has cross-attention to a prompt but the prior has no text encoder and tokenizer; add text_encoder/ and "
+    "tokenizer/, or the embedding of the empty prompt: where they are, `sidestep prior PRIOR FOLDER --no-text` "
+    "writes a folder that needs neither"
+)
+
+# How SDXL is told a picture's size, in numbers: its own height and width, where it was cropped, and what is wanted.
+SIZE_NUMBERS = 6
+# Tokens of a prompt of CLIP's, where no text encoder is there to tell.
+PROMPT_LENGTH = 77
+
+# Weights that pictures made of latents depend on, and no latent does.
+AFTER_LATENTS = ("decoder.", "post_quant_conv.", "quantize.")
 
 # Settings that change what a network computes without changing the shape of any weight.
 FINGERPRINT_FIELDS = (
@@ -69,7 +89,7 @@ FINGERPRINT_FIELDS = (
 class LatentPrior(torch.nn.Module):
     """A frozen latent diffusion model made of diffusers' own networks.
 
-    The autoencoder may be AutoencoderKL, AutoencoderTiny or AutoencoderDC, the network UNet2DModel or
+    The autoencoder may be AutoencoderKL, AutoencoderTiny, AutoencoderDC or VQModel, the network UNet2DModel or
     UNet2DConditionModel, the prediction epsilon or v. Latents are float32 (float64 where the caller's are): each
     network's input is cast to that network's own precision and its output back.
 
@@ -82,7 +102,8 @@ class LatentPrior(torch.nn.Module):
         latent_size: height and width of a latent.
         image_size: height and width of a picture in pixels.
         scale: image_size / latent_size.
-        needs_prompt: whether the U-Net attends to a prompt, and so whether one can be given.
+        needs_prompt: whether the U-Net attends to a prompt.
+        reads_text: whether a prompt can be given.
     """
 
     def __init__(
@@ -92,11 +113,18 @@ class LatentPrior(torch.nn.Module):
         scheduler: Any,
         text_encoder: torch.nn.Module | None = None,
         tokenizer: Any = None,
+        text_encoder_2: torch.nn.Module | None = None,
+        tokenizer_2: Any = None,
+        empty_prompt: EmptyPrompt | None = None,
     ) -> None:
         """Args:
             vae, unet: diffusers models of the classes named above.
             scheduler: a diffusers scheduler or its config; only its betas and its prediction type are read.
-            text_encoder, tokenizer: of transformers; needed where the U-Net has cross-attention to a prompt.
+            text_encoder, tokenizer: of transformers; needed where the U-Net has cross-attention to a prompt, unless
+                `empty_prompt` is given.
+            text_encoder_2, tokenizer_2: the second pair, where the U-Net takes a pooled embedding too (SDXL).
+            empty_prompt: what the U-Net is given where there is no prompt; what the text encoders make of "" where
+                None, and zeros where there are two, as SDXL was trained.
 
         Raises:
             SidestepError: if a class, the prediction type or the schedule is not supported, or if the parts do not
@@ -107,20 +135,25 @@ class LatentPrior(torch.nn.Module):
         self.unet: Any = unet
         self.text_encoder: Any = text_encoder
         self.tokenizer = tokenizer
+        self.text_encoder_2: Any = text_encoder_2
+        self.tokenizer_2 = tokenizer_2
         self.scheduler = _read_schedule(scheduler)
         self.prediction_type: str = self.scheduler.config.prediction_type
         self.alphas_cumprod = (1 - self.scheduler.betas.double()).cumprod(0)
         self.num_train_timesteps = len(self.alphas_cumprod)
         self.latent_channels, self.latent_size, self.scale = _fit(self.vae, self.unet)
         self.image_size = self.latent_size * self.scale
-        self.needs_prompt = _needs_prompt(unet)
-        if self.needs_prompt and (text_encoder is None or tokenizer is None):
-            # Zeros in place of the empty prompt's embedding would run, and quietly be another network.
-            raise SidestepError(
-                "the U-Net has cross-attention to a prompt but the prior has no text encoder and tokenizer; "
-                "add text_encoder/ and tokenizer/"
-            )
-        self._empty_prompt: Tensor | None = None
+        self.needs_prompt = attends_to_prompt(_plain(unet))
+        self.reads_text = self.needs_prompt and bool(self._readers())
+        self.empty_prompt: EmptyPrompt | None = empty_prompt
+        if self.needs_prompt and empty_prompt is None:
+            if takes_pooled(_plain(unet)):
+                self.empty_prompt = self._zeros()
+            elif not self.reads_text:
+                # Zeros in place of the empty prompt's embedding would run, and quietly be another network.
+                raise SidestepError(NO_EMPTY_PROMPT)
+        self._check_widths()
+        self._empty_embeds: PromptEmbeds | None = None
         self._fingerprint: str | None = None
         self.requires_grad_(False)
         super().train(False)
@@ -137,44 +170,65 @@ class LatentPrior(torch.nn.Module):
         dtype: torch.dtype | None = None,
         *,
         variant: str | None = None,
+        config: str | Path | None = None,
+        prediction_type: str | None = None,
         **hub: Any,
     ) -> "LatentPrior":
-        """Loads vae/, unet/, scheduler/ and, where the U-Net needs them, text_encoder/ and tokenizer/.
+        """Loads a folder or hub repository in diffusers' layout, or a single file in CompVis's.
 
         Args:
-            path: a folder in diffusers' layout, or the id of such a model on the hub.
+            path: a folder, the id of a repository on the hub, or a .safetensors file.
             device: where to run; the best device present where None.
             dtype: precision of the networks; `network_dtype(device)` where None.
             variant: of the weights' files, such as "fp16".
+            config: for a file, a folder or hub id in diffusers' layout that says how its networks are built, and has
+                the tokenizers that prompts need; its weights are not read. Where None, the file must be one of Stable
+                Diffusion 1, 2 or XL, and the prior takes no prompt.
+            prediction_type: "epsilon" or "v_prediction", in place of what is said beside the weights.
             hub: `revision`, `cache_dir`, `local_files_only`, `token`, as in diffusers.
 
         Raises:
             SidestepError: if a part is missing, unreadable, not in safetensors, or not supported.
         """
         place = choose_device(None if device is None else str(device))
-        folder = str(path)
-        if not Path(path).is_dir() and (folder.count("/") != 1 or folder.startswith((".", "/"))):
-            raise SidestepError(f"{path}: no such folder; give a folder in diffusers' layout or a model id on the hub")
-        vae = _load(AUTOENCODERS, folder, "vae", variant, hub)
-        unet = _load(UNETS, folder, "unet", variant, hub)
-        try:
-            schedule = DDPMScheduler.load_config(folder, subfolder="scheduler", **hub)
-        except (OSError, ValueError) as error:
-            raise _unreadable(folder, "scheduler", error) from error
-        text_encoder, tokenizer = None, None
-        if _needs_prompt(unet):
-            text_encoder, tokenizer = _load_text(folder, variant, hub)
-        prior = cls(vae, unet, schedule, text_encoder, tokenizer)
+        name = str(path)
+        if is_file(name):
+            parts = load_file(name, None if config is None else str(config), prediction_type, hub)
+        elif not Path(path).is_dir() and (name.count("/") != 1 or name.startswith((".", "/"))):
+            raise SidestepError(
+                f"{path}: no such folder or file; give a folder in diffusers' layout, a model id on the hub, or a "
+                ".safetensors checkpoint"
+            )
+        else:
+            if config is not None:
+                raise SidestepError(f"{path}: has its own configuration; leave config out, it is for a single file")
+            parts = load_folder(name, variant, hub)
+            if prediction_type is not None:
+                parts["scheduler"]["prediction_type"] = prediction_type
+        prior = cls(**parts)
         prior.fingerprint()  # before the weights lose bits to `dtype`
         return prior.to(device=place, dtype=dtype or network_dtype(place))
 
-    def save_pretrained(self, path: str | Path) -> None:
+    @property
+    def parts(self) -> dict[str, Any]:
+        """All that the constructor takes, by name; None where there is none."""
+        return {name: getattr(self, name) for name in PARTS}
+
+    def save_pretrained(self, path: str | Path, text: bool = True) -> None:
         """Writes the folder that `from_pretrained` reads, weights in the precision they are held in.
 
         Other things in the folder stay.
+
+        Args:
+            text: with the text encoders. Without, the empty prompt's embedding takes their place: the folder inverts as
+                before and has the same fingerprint, but takes no prompt.
         """
-        for name in PARTS:
-            part = getattr(self, name)
+        parts = self.parts
+        if not text:
+            parts |= dict.fromkeys(TEXT_PARTS)
+            if self.needs_prompt:
+                parts["empty_prompt"] = EmptyPrompt.holding(self._empty())
+        for name, part in parts.items():
             if part is not None:
                 forget_path(part)
                 with atomic_path(Path(path) / name) as temporary:
@@ -196,14 +250,15 @@ class LatentPrior(torch.nn.Module):
         wanted = (3, self.image_size, self.image_size)
         if images.ndim != 4 or tuple(images.shape[1:]) != wanted:
             raise SidestepError(f"this prior encodes pictures of shape {wanted}, not {tuple(images.shape[1:])}")
+        self._upcast_vae()
         encoded = self.vae.encode(images.to(execution_device(self.vae), self.vae.dtype))
         vae = _plain(self.vae)
         if isinstance(vae, AutoencoderKL):
             latents = encoded.latent_dist.mode()
-        elif isinstance(vae, AutoencoderTiny):
-            latents = encoded.latents
-        else:
+        elif isinstance(vae, AutoencoderDC):
             latents = encoded.latent
+        else:
+            latents = encoded.latents  # of VQModel not yet quantised, as the U-Net has them
         shift, factor = self._vae_scaling()
         return (latents.float() - shift) * factor
 
@@ -211,6 +266,7 @@ class LatentPrior(torch.nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C, latent_size, latent_size) to pictures (B, 3, image_size, image_size) clipped to [-1, 1]."""
         self._check_latents(latents)
+        self._upcast_vae()
         shift, factor = self._vae_scaling()
         unscaled = latents / factor + shift
         images = self.vae.decode(unscaled.to(execution_device(self.vae), self.vae.dtype)).sample
@@ -221,8 +277,8 @@ class LatentPrior(torch.nn.Module):
         self,
         latents: Tensor,
         timestep: int,
-        prompt_embeds: Tensor | None = None,
-        negative_embeds: Tensor | None = None,
+        prompt_embeds: PromptEmbeds | None = None,
+        negative_embeds: PromptEmbeds | None = None,
         guidance: float = 1.0,
     ) -> Tensor:
         """The noise in `latents`, eps = eps_theta(x, s).
@@ -234,8 +290,8 @@ class LatentPrior(torch.nn.Module):
         Args:
             latents: (B, C, latent_size, latent_size).
             timestep: s, in 0 .. num_train_timesteps - 1.
-            prompt_embeds: (1 or B, L, D) of `encode_prompt`; the empty prompt where None.
-            negative_embeds: (1 or B, L, D), what guidance leads away from; the empty prompt where None.
+            prompt_embeds: of `encode_prompt`, for 1 or B prompts; the empty prompt where None.
+            negative_embeds: likewise, what guidance leads away from; the empty prompt where None.
             guidance: scale of classifier-free guidance; without a prompt it has nothing to act on.
 
         Returns:
@@ -250,8 +306,8 @@ class LatentPrior(torch.nn.Module):
         if prompt_embeds is not None and guidance > 1.0:
             negative = self._empty() if negative_embeds is None else negative_embeds
             # The empty prompt's embedding is kept, and may be from before the networks were moved.
-            negative = negative.to(prompt_embeds.device)
-            both = torch.cat([_expand(negative, len(latents)), _expand(prompt_embeds, len(latents))])
+            negative = negative.to(prompt_embeds.tokens.device)
+            both = PromptEmbeds.cat([negative.expand(len(latents)), prompt_embeds.expand(len(latents))])
             output = self._run_unet(torch.cat([latents, latents]), timestep, both)
             away, towards = output.chunk(2)
             output = away + guidance * (towards - away)
@@ -264,8 +320,8 @@ class LatentPrior(torch.nn.Module):
         return math.sqrt(alpha) * output + math.sqrt(1 - alpha) * latents
 
     @torch.no_grad()
-    def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
-        """Embeddings (B, L, D), float32, of B prompts; "" is the empty prompt.
+    def encode_prompt(self, prompts: Sequence[str]) -> PromptEmbeds:
+        """Embeddings, float32, of B prompts; "" is the empty prompt, as it is where there is no prompt.
 
         A prompt longer than the text encoder reads (75 tokens in Stable Diffusion) is cut there, with a warning.
 
@@ -273,12 +329,11 @@ class LatentPrior(torch.nn.Module):
             SidestepError: if this prior takes no prompt.
         """
         self.check_text()
-        limit = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
-        tokens = self.tokenizer(
-            list(prompts), padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
-        )
-        self._warn_of_cuts(prompts, limit)
-        return self.text_encoder(tokens.input_ids.to(execution_device(self.text_encoder)))[0].float()
+        embeds = encode_prompts(prompts, self._readers())
+        if self.empty_prompt is None or "" not in prompts:
+            return embeds
+        empty = self._empty().to(embeds.tokens.device)
+        return PromptEmbeds.cat([embeds[i : i + 1] if prompt else empty for i, prompt in enumerate(prompts)])
 
     def check_text(self) -> None:
         """Refuses a prior that takes no prompt, before any work is done for one.
@@ -286,8 +341,8 @@ class LatentPrior(torch.nn.Module):
         Raises:
             SidestepError: if this prior has no text encoder.
         """
-        if not self.needs_prompt:
-            raise SidestepError(NO_TEXT)
+        if not self.reads_text:
+            raise SidestepError(TEXT_LEFT_OUT if self.needs_prompt else NO_TEXT)
 
     def default_t_star(self) -> int:
         """The timestep as noisy as Stable Diffusion's 600: alphas_cumprod nearest 0.1608. Exactly 600 for SD."""
@@ -296,7 +351,8 @@ class LatentPrior(torch.nn.Module):
     def fingerprint(self) -> str:
         """sha256 (hex) of what inverted latents depend on: the autoencoder's encoder, the U-Net and the schedule.
 
-        Not of the decoder: a better one may take its place, and what was trained on the latents stays valid.
+        Not of the decoder (nor of a VQModel's codebook): a better one may take its place, and what was trained on the
+        latents stays valid. Not of the text encoders either.
 
         Weights enter as bfloat16, the coarsest precision they are run in, so that the same model loaded (or saved
         again) as float32, bfloat16 or, if stored in half precision, float16 keeps its fingerprint. Computed once:
@@ -308,9 +364,11 @@ class LatentPrior(torch.nn.Module):
             vae = _plain(self.vae)
             for network in (vae, _plain(self.unet)):
                 settings = {key: network.config.get(key) for key in FINGERPRINT_FIELDS}
+                if network is vae:
+                    settings["sample_size"] = None  # of its training; it encodes pictures of any size
                 digest.update(json.dumps([type(network).__name__, settings], sort_keys=True).encode())
                 for key, weight in sorted(network.state_dict().items()):
-                    if network is vae and key.startswith(("decoder.", "post_quant_conv.")):
+                    if network is vae and key.startswith(AFTER_LATENTS):
                         continue
                     digest.update(f"{key} {tuple(weight.shape)}".encode())
                     half = weight.detach().to(torch.bfloat16).cpu().contiguous()
@@ -328,30 +386,62 @@ class LatentPrior(torch.nn.Module):
         if latents.ndim != 4 or tuple(latents.shape[1:]) != wanted:
             raise SidestepError(f"this prior works on latents of shape {wanted}, not {tuple(latents.shape[1:])}")
 
-    def _empty(self) -> Tensor:
-        if self._empty_prompt is None:
-            self._empty_prompt = self.encode_prompt([""])
-        return self._empty_prompt
+    def _upcast_vae(self) -> None:
+        """From its first use an autoencoder that overflows in float16 stays in float32, as its config asks for."""
+        if self.vae.dtype == torch.float16 and _plain(self.vae).config.get("force_upcast"):
+            self.vae.float()
 
-    def _warn_of_cuts(self, prompts: Sequence[str], limit: int) -> None:
-        room = limit - self.tokenizer.num_special_tokens_to_add()
-        for prompt in prompts:
-            tokens = self.tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
-            if len(tokens) > room:
-                lost = self.tokenizer.decode(tokens[room:])
-                warnings.warn(f"the prompt has {len(tokens)} tokens, {room} are read; not read: {lost!r}", stacklevel=2)
+    def _readers(self) -> Readers:
+        """Text encoders with their tokenizers, all that the U-Net needs or none."""
+        pairs = [
+            (getattr(self, f"text_encoder{suffix}"), getattr(self, f"tokenizer{suffix}"))
+            for suffix in text_suffixes(_plain(self.unet))
+        ]
+        return [] if any(part is None for pair in pairs for part in pair) else pairs
 
-    def _run_unet(self, latents: Tensor, timestep: int, embeds: Tensor | None) -> Tensor:
-        if embeds is not None:
-            self.check_text()
+    def _zeros(self) -> EmptyPrompt:
+        """The empty prompt of SDXL, which was trained to be told nothing by zeros."""
+        config = _plain(self.unet).config
+        lengths = [encoder.config.max_position_embeddings for encoder, _ in self._readers()]
+        pooled = config.projection_class_embeddings_input_dim - SIZE_NUMBERS * config.addition_time_embed_dim
+        return EmptyPrompt(min(lengths, default=PROMPT_LENGTH), config.cross_attention_dim, pooled)
+
+    def _check_widths(self) -> None:
+        """Refuses text parts that belong to another U-Net, before torch would, in its own words."""
+        wanted = _plain(self.unet).config.get("cross_attention_dim")
+        if not self.needs_prompt or not isinstance(wanted, int):
+            return
+        if self.empty_prompt is not None:
+            widths = [self.empty_prompt.config.width]
+            _refuse_width("empty prompt", widths, wanted)
+        if self.reads_text:
+            widths = [encoder.config.hidden_size for encoder, _ in self._readers()]
+            _refuse_width("text encoder", widths, wanted)
+
+    def _empty(self) -> PromptEmbeds:
+        if self.empty_prompt is not None:
+            return self.empty_prompt.embeds
+        if self._empty_embeds is None:
+            self._empty_embeds = self.encode_prompt([""])
+        return self._empty_embeds
+
+    def _run_unet(self, latents: Tensor, timestep: int, embeds: PromptEmbeds | None) -> Tensor:
+        if embeds is not None and not self.needs_prompt:
+            raise SidestepError(NO_TEXT)
         inputs = latents.to(execution_device(self.unet), self.unet.dtype)
-        if isinstance(_plain(self.unet), UNet2DConditionModel):
-            if embeds is None and self.needs_prompt:
-                embeds = self._empty()
-            states = None if embeds is None else _expand(embeds, len(latents)).to(inputs)
-            output = self.unet(inputs, timestep, encoder_hidden_states=states).sample
-        else:
-            output = self.unet(inputs, timestep).sample
+        told: dict[str, Any] = {}
+        if self.needs_prompt:
+            embeds = (self._empty() if embeds is None else embeds).expand(len(latents)).to(inputs)
+            told["encoder_hidden_states"] = embeds.tokens
+            if embeds.pooled is not None:
+                size = [self.image_size, self.image_size, 0, 0, self.image_size, self.image_size]
+                told["added_cond_kwargs"] = {
+                    "text_embeds": embeds.pooled,
+                    "time_ids": inputs.new_tensor([size]).expand(len(latents), -1),
+                }
+        elif isinstance(_plain(self.unet), UNet2DConditionModel):
+            told["encoder_hidden_states"] = None
+        output = self.unet(inputs, timestep, **told).sample
         return output.to(latents.device, torch.promote_types(latents.dtype, torch.float32))
 
 
@@ -359,10 +449,6 @@ def forget_path(part: Any) -> None:
     """Takes where a network was loaded from out of its config: a path on this machine, of no use on another."""
     if isinstance(part, ModelMixin) and "_name_or_path" in part.config:
         part.register_to_config(_name_or_path="")
-
-
-def _expand(embeds: Tensor, batch: int) -> Tensor:
-    return embeds.expand(batch, -1, -1)
 
 
 def _read_schedule(scheduler: Any) -> DDPMScheduler:
@@ -389,10 +475,12 @@ def _plain(network: Any) -> Any:
     return getattr(network, "_orig_mod", network)
 
 
-def _needs_prompt(unet: Any) -> bool:
-    """Whether any block attends to a prompt."""
-    blocks = [unet.config.get(key) for key in ("down_block_types", "mid_block_type", "up_block_types")]
-    return isinstance(_plain(unet), UNet2DConditionModel) and "CrossAttn" in str(blocks)
+def _refuse_width(part: str, widths: Sequence[int], wanted: int) -> None:
+    if sum(widths) != wanted:
+        raise SidestepError(
+            f"the {part}'s embeddings are {sum(widths)} wide but the U-Net attends to {wanted}; they do not belong "
+            "together"
+        )
 
 
 def _fit(vae: Any, unet: Any) -> tuple[int, int, int]:
@@ -402,15 +490,19 @@ def _fit(vae: Any, unet: Any) -> tuple[int, int, int]:
         raise SidestepError(f"autoencoder {type(vae).__name__} is not supported; use one of {', '.join(AUTOENCODERS)}")
     if type(unet).__name__ not in UNETS:
         raise SidestepError(f"network {type(unet).__name__} is not supported; use one of {', '.join(UNETS)}")
-    channels = vae.config.latent_channels
+    channels = vae.config.get("vq_embed_dim") or vae.config.latent_channels
     if unet.config.in_channels != channels or unet.config.out_channels != channels:
         raise SidestepError(
             f"the autoencoder's latents have {channels} channels but the U-Net takes {unet.config.in_channels} "
             f"and gives {unet.config.out_channels}; they do not belong together"
         )
     for extra in ("num_class_embeds", "class_embed_type", "addition_embed_type", "encoder_hid_dim_type"):
-        if unet.config.get(extra) is not None:
+        if unet.config.get(extra) is not None and not (extra == "addition_embed_type" and takes_pooled(unet)):
             raise SidestepError(f"the U-Net is conditioned by {extra}={unet.config[extra]!r}, which is not supported")
+    if vae.config.get("latents_mean") is not None or vae.config.get("latents_std") is not None:
+        raise SidestepError(
+            "the autoencoder's latents are shifted and scaled channel by channel, which is not supported"
+        )
     size = unet.config.sample_size
     height, width = size if isinstance(size, list | tuple) else (size, size)
     divisor = 2 ** (len(unet.config.block_out_channels) - 1)
@@ -418,50 +510,3 @@ def _fit(vae: Any, unet: Any) -> tuple[int, int, int]:
         raise SidestepError(f"the U-Net's sample_size is {size}; it must be one number divisible by {divisor}")
     stages = vae.config.get("encoder_block_out_channels") or vae.config.block_out_channels
     return channels, height, 2 ** (len(stages) - 1)
-
-
-def _load(classes: Mapping[str, Any], folder: str, name: str, variant: str | None, hub: Mapping[str, Any]) -> Any:
-    """One network of a diffusers folder, its class read from its own config.json, float32, from safetensors only."""
-    try:
-        class_name = next(iter(classes.values())).load_config(folder, subfolder=name, **hub).get("_class_name")
-        if class_name not in classes:
-            raise SidestepError(f"{folder}/{name}: {class_name} is not supported; use one of {', '.join(classes)}")
-        return classes[class_name].from_pretrained(
-            folder, subfolder=name, variant=variant, use_safetensors=True, torch_dtype=torch.float32, **hub
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise _unreadable(folder, name, error) from error
-
-
-def _load_text(folder: str, variant: str | None, hub: Mapping[str, Any]) -> tuple[Any, Any]:
-    """(text encoder, tokenizer) of a diffusers folder, by transformers."""
-    try:
-        import transformers
-    except ImportError:
-        raise SidestepError("this prior takes prompts; install transformers: pip install 'sidestep[text]'") from None
-    try:
-        config = transformers.AutoConfig.from_pretrained(
-            folder, subfolder="text_encoder", trust_remote_code=False, **hub
-        )
-        # The class is named there; AutoModel would give T5's whole model where only its encoder is stored.
-        encoder_class = getattr(transformers, (config.architectures or ["AutoModel"])[0])
-        encoder, found = encoder_class.from_pretrained(
-            folder, subfolder="text_encoder", variant=variant, use_safetensors=True, output_loading_info=True, **hub
-        )
-        if found["missing_keys"]:
-            # transformers fills them with random numbers, and says so only in its log.
-            raise ValueError(f"{len(found['missing_keys'])} of the text encoder's weights are missing")
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            folder, subfolder="tokenizer", trust_remote_code=False, **hub
-        )
-        if 2 * len(tokenizer) < config.vocab_size:
-            # Where its files are missing, transformers makes one that knows no word. Padding does not double a size.
-            raise ValueError(f"the tokenizer knows {len(tokenizer)} tokens, the text encoder {config.vocab_size}")
-        return encoder.float(), tokenizer
-    except Exception as error:  # the tokenizers library raises nothing narrower
-        raise _unreadable(folder, "text_encoder or tokenizer", error) from error
-
-
-def _unreadable(folder: str, name: str, error: Exception) -> SidestepError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return SidestepError(f"{folder}/{name} cannot be loaded as part of a latent diffusion model: {reason}")

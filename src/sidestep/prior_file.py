@@ -1,0 +1,239 @@
+"""The parts of a prior from a single .safetensors file in CompVis's layout, as model-sharing sites have them.
+
+Such a file holds weights and hardly a word of how they are put together. That is taken from a folder in diffusers'
+layout, or from `LAYOUTS`; diffusers converts the weights. No network is asked unless `config` names the hub.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import SingleFileComponentError, create_diffusers_clip_model_from_ldm
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sidestep.errors import SidestepError
+from sidestep.prior_folder import (
+    attends_to_prompt,
+    import_transformers,
+    load_schedule,
+    load_tokenizer,
+    text_suffixes,
+    unreadable,
+)
+from sidestep.prior_layouts import LAYOUTS
+from sidestep.prompts import EmptyPrompt, PromptEmbeds
+
+PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+
+UNET, AVERAGED = "model.diffusion_model.", "model_ema."
+NEEDED = {UNET: "U-Net", "first_stage_model.": "autoencoder"}
+TEXT = {"": ("cond_stage_model.", "conditioner.embedders.0."), "_2": ("conditioner.embedders.1.",)}
+# Cross-attention of the U-Net's first block that has it: the second dimension is the prompt's width.
+PROMPT_WIDTH = tuple(f"{UNET}input_blocks.{i}.1.transformer_blocks.0.attn2.to_k.weight" for i in (1, 4))
+
+# Schedules that are none of DDPM's betas, by the marks that such files carry.
+OTHER_SCHEDULES = ("edm_mean", "edm_vpred.sigma_max")
+
+
+def is_file(path: str) -> bool:
+    """Whether a prior's name is that of a single file, there or not."""
+    return Path(path).suffix in (".safetensors", *PICKLES) and not Path(path).is_dir()
+
+
+def load_file(path: str, config: str | None, prediction_type: str | None, hub: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `LatentPrior`, networks in float32.
+
+    Args:
+        path: a .safetensors file.
+        config: a folder or hub id in diffusers' layout; see `LatentPrior.from_pretrained`.
+        prediction_type: what the U-Net predicts, in place of what the file or `config` says.
+        hub: `revision`, `cache_dir`, `local_files_only`, `token`, for a `config` on the hub.
+
+    Raises:
+        SidestepError: if the file is missing, a pickle, damaged, no whole latent diffusion model, or not one that is
+            known; or if nothing says what its U-Net predicts.
+    """
+    weights, said = _read(path)
+    for prefix, part in NEEDED.items():
+        if not any(key.startswith(prefix) for key in weights):
+            raise SidestepError(f"{path}: holds no {part} ({prefix}*), so it is no whole latent diffusion model")
+    if any(mark in weights for mark in OTHER_SCHEDULES):
+        raise SidestepError(f"{path}: its noise schedule is EDM's; Sidestep needs a DDPM-like one")
+    prediction_type = prediction_type or _marked_prediction(weights, said)
+    if config is not None:
+        return _convert(path, weights, config, config, prediction_type, hub)
+    layout = _layout(path, weights, prediction_type)
+    with TemporaryDirectory() as folder:
+        for part, settings in layout.items():
+            (Path(folder) / part).mkdir()
+            name = "scheduler_config.json" if part == "scheduler" else "config.json"
+            (Path(folder) / part / name).write_text(json.dumps(settings), encoding="utf-8")
+        return _convert(path, weights, folder, None, prediction_type, {})
+
+
+def _convert(
+    path: str,
+    weights: dict[str, Tensor],
+    folder: str,
+    tokenizers: str | None,
+    prediction_type: str | None,
+    hub: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The parts, built as the configs in `folder` say."""
+    schedule = load_schedule(folder, hub)
+    if prediction_type is not None:
+        schedule["prediction_type"] = prediction_type
+    if "ztsnr" in weights:
+        schedule["rescale_betas_zero_snr"] = True
+    unet = _network(UNet2DConditionModel, path, weights, folder, "unet", hub)
+    parts = {
+        "vae": _network(AutoencoderKL, path, weights, folder, "vae", hub),
+        "unet": unet,
+        "scheduler": schedule,
+    }
+    if not attends_to_prompt(unet):
+        return parts
+    readers = {}
+    for suffix in text_suffixes(unet):
+        if any(key.startswith(TEXT[suffix]) for key in weights):
+            encoder = _text_encoder(path, weights, folder, f"text_encoder{suffix}", hub)
+            tokenizer = None if tokenizers is None else _tokenizer(tokenizers, suffix, encoder, hub)
+            readers[suffix] = encoder, tokenizer
+    if all(tokenizer is not None for _, tokenizer in readers.values()):
+        for suffix, (encoder, tokenizer) in readers.items():
+            parts |= {f"text_encoder{suffix}": encoder, f"tokenizer{suffix}": tokenizer}
+    elif len(text_suffixes(unet)) == 1:  # SDXL's empty prompt is zeros
+        parts["empty_prompt"] = EmptyPrompt.holding(_encode_empty(weights, readers[""][0]))
+    return parts
+
+
+def _read(path: str) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+    """(weights, what is said beside them) of a file; the averaged weights of its U-Net where it holds both."""
+    file = Path(path)
+    if file.suffix in PICKLES:
+        raise SidestepError(
+            f"{path}: a pickle, which can run code when it is read; docs/priors.md says how to convert it"
+        )
+    if not file.is_file():
+        raise SidestepError(f"{path}: no such file")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            said = opened.metadata() or {}
+            weights = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (it is no dictionary)
+    except (SafetensorError, OSError) as error:
+        raise SidestepError(f"{path}: damaged, or no .safetensors file ({error}); fetch it again") from None
+    for key in [key for key in weights if key.startswith(UNET)]:
+        # Averages are named without dots: model_ema.diffusion_modelinput_blocks00weight.
+        averaged = weights.get(AVERAGED + key.removeprefix("model.").replace(".", ""))
+        if averaged is not None:
+            weights[key] = averaged
+    return weights, said
+
+
+def _marked_prediction(weights: Mapping[str, Tensor], said: Mapping[str, str]) -> str | None:
+    """What the file itself says that its U-Net predicts: an empty tensor "v_pred", or ModelSpec's metadata."""
+    if "v_pred" in weights:
+        return "v_prediction"
+    named = said.get("modelspec.prediction_type", "")
+    return {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon", "eps": "epsilon"}.get(named)
+
+
+def _layout(path: str, weights: Mapping[str, Tensor], prediction_type: str | None) -> Mapping[str, Any]:
+    """How one of the well-known models is built, told by the width of the prompts that it attends to."""
+    width = next((weights[key].shape[-1] for key in PROMPT_WIDTH if key in weights), None)
+    known = {layout["unet"]["cross_attention_dim"] for layout in LAYOUTS.values()}
+    if width not in known:
+        raise SidestepError(
+            f"{path}: its U-Net is none of Stable Diffusion 1, 2 and XL; name a folder in diffusers' layout that says "
+            "how it is built, config=FOLDER (`sidestep prior FILE FOLDER --config FOLDER`)"
+        )
+    fitting = {
+        layout["scheduler"]["prediction_type"]: layout
+        for layout in LAYOUTS.values()
+        if layout["unet"]["cross_attention_dim"] == width
+    }
+    if prediction_type is None and len(fitting) > 1:
+        raise SidestepError(
+            f"{path}: Stable Diffusion 2's 512-pixel model predicts epsilon and its 768-pixel model v, and their files "
+            "look alike; say which, prediction_type=... (`sidestep prior FILE FOLDER --prediction-type v_prediction`)"
+        )
+    return fitting.get(prediction_type or "epsilon") or next(iter(fitting.values()))
+
+
+def _network(
+    network: Any, path: str, weights: dict[str, Tensor], folder: str, part: str, hub: Mapping[str, Any]
+) -> Any:
+    """The U-Net or autoencoder, by diffusers."""
+    try:
+        named = network.load_config(folder, subfolder=part, **hub).get("_class_name", network.__name__)
+        if named != network.__name__:
+            raise SidestepError(f"{folder}/{part}: a single file holds a {network.__name__}, not a {named}")
+        found = network.from_single_file(
+            dict(weights),
+            config=folder,
+            subfolder=part,
+            torch_dtype=torch.float32,
+            local_files_only=hub.get("local_files_only"),
+            token=hub.get("token"),
+            config_revision=hub.get("revision"),
+        )
+    except (SingleFileComponentError, OSError, ValueError, RuntimeError, KeyError) as error:
+        raise unreadable(f"{path}: its {part}", error) from error
+    _refuse_missing(found, path, part)
+    return found
+
+
+def _text_encoder(path: str, weights: dict[str, Tensor], folder: str, part: str, hub: Mapping[str, Any]) -> Any:
+    """A text encoder of CLIP's, by diffusers."""
+    transformers = import_transformers()
+    network = transformers.CLIPTextModelWithProjection if part.endswith("_2") else transformers.CLIPTextModel
+    try:
+        found = create_diffusers_clip_model_from_ldm(
+            network,
+            dict(weights),
+            subfolder=part,
+            config=folder,
+            torch_dtype=torch.float32,
+            local_files_only=hub.get("local_files_only"),
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise unreadable(f"{path}: its {part}", error) from error
+    _refuse_missing(found, path, part)
+    return found
+
+
+def _refuse_missing(network: torch.nn.Module, path: str, part: str) -> None:
+    """diffusers leaves weights that a file does not hold without values, and without a word."""
+    missing = [name for name, weight in network.named_parameters() if weight.is_meta]
+    if missing:
+        raise SidestepError(f"{path}: {len(missing)} of the {part}'s weights are missing, such as {missing[0]}")
+
+
+def _tokenizer(folder: str, suffix: str, encoder: Any, hub: Mapping[str, Any]) -> Any:
+    """The tokenizer of a text encoder; None where `folder` has none."""
+    if Path(folder).is_dir() and not (Path(folder) / f"tokenizer{suffix}").is_dir():
+        return None
+    try:
+        return load_tokenizer(folder, suffix, encoder.config.vocab_size, hub)
+    except SidestepError:
+        raise
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        raise unreadable(f"{folder}/tokenizer{suffix}", error) from error
+
+
+@torch.no_grad()
+def _encode_empty(weights: Mapping[str, Tensor], encoder: Any) -> PromptEmbeds:
+    """The empty prompt needs no tokenizer: a token that begins it, one that ends it, and padding.
+
+    They are CLIP's last two tokens. OpenAI's encoder is padded with the last of them, OpenCLIP's with token 0.
+    """
+    length, last = encoder.config.max_position_embeddings, encoder.config.vocab_size - 1
+    openclip = any(key.startswith("cond_stage_model.model.") for key in weights)
+    tokens = torch.full((1, length), 0 if openclip else last)
+    tokens[0, :2] = torch.tensor([last - 1, last])
+    return PromptEmbeds(encoder(tokens)[0].float())

@@ -1,0 +1,193 @@
+"""The parts of a prior from a folder or a repository of the hub in diffusers' layout."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderDC,
+    AutoencoderKL,
+    AutoencoderTiny,
+    DDPMScheduler,
+    DiffusionPipeline,
+    UNet2DConditionModel,
+    UNet2DModel,
+    VQModel,
+)
+from safetensors import SafetensorError
+
+from sidestep.errors import SidestepError
+from sidestep.prompts import EmptyPrompt, PromptEmbeds, Readers, encode_prompts
+
+AUTOENCODERS: dict[str, Any] = {c.__name__: c for c in (AutoencoderKL, AutoencoderTiny, AutoencoderDC, VQModel)}
+TEXT_PARTS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+UNETS: dict[str, Any] = {c.__name__: c for c in (UNet2DModel, UNet2DConditionModel)}
+
+# Where neither a folder nor an index tells what a repository holds, it is taken for one of Stable Diffusion's.
+USUAL_PARTS = frozenset({"vae", "unet", "scheduler", "text_encoder", "tokenizer"})
+
+
+def load_folder(folder: str, variant: str | None, hub: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `LatentPrior`, networks in float32.
+
+    Args:
+        folder: a folder, or the id of a repository on the hub.
+        variant: of the weights' files, such as "fp16".
+        hub: `revision`, `cache_dir`, `local_files_only`, `token`, as in diffusers.
+
+    Raises:
+        SidestepError: if a part is missing, unreadable, not in safetensors, or not supported.
+    """
+    index = _read_index(folder, hub)
+    names = _part_names(folder, index)
+    parts: dict[str, Any] = {
+        "vae": _load(AUTOENCODERS, folder, "vqvae" if "vqvae" in names else "vae", variant, hub),
+        "unet": _load(UNETS, folder, "unet", variant, hub),
+        "scheduler": load_schedule(folder, hub),
+    }
+    unet = parts["unet"]
+    if not attends_to_prompt(unet):
+        return parts
+    if "empty_prompt" in names:
+        parts["empty_prompt"] = _load({"EmptyPrompt": EmptyPrompt}, folder, "empty_prompt", variant, hub)
+    readers = []
+    for suffix in text_suffixes(unet):
+        if f"text_encoder{suffix}" in names:
+            reader = load_text(folder, suffix, variant, hub)
+            parts[f"text_encoder{suffix}"], parts[f"tokenizer{suffix}"] = reader
+            readers.append(reader)
+    if takes_pooled(unet) and index.get("force_zeros_for_empty_prompt") is False and len(readers) == 2:
+        parts.setdefault("empty_prompt", EmptyPrompt.holding(encode_empty(readers)))
+    return parts
+
+
+def attends_to_prompt(unet: Any) -> bool:
+    """Whether any block of the network has cross-attention to a prompt."""
+    blocks = [unet.config.get(key) for key in ("down_block_types", "mid_block_type", "up_block_types")]
+    return unet.config.get("cross_attention_dim") is not None and "CrossAttn" in str(blocks)
+
+
+def takes_pooled(unet: Any) -> bool:
+    """Whether the network is told the prompt as one vector, and sizes, besides (SDXL's is)."""
+    return unet.config.get("addition_embed_type") == "text_time"
+
+
+def text_suffixes(unet: Any) -> tuple[str, ...]:
+    """What the names of the network's text encoders end in: one encoder, or two."""
+    return ("", "_2") if takes_pooled(unet) else ("",)
+
+
+@torch.no_grad()
+def encode_empty(readers: Readers) -> PromptEmbeds:
+    """What text encoders make of the empty prompt."""
+    return encode_prompts([""], readers)
+
+
+def load_schedule(folder: str, hub: Mapping[str, Any]) -> dict[str, Any]:
+    """The scheduler's config.
+
+    Raises:
+        SidestepError: if it is missing or damaged.
+    """
+    try:
+        config: dict[str, Any] = DDPMScheduler.load_config(folder, subfolder="scheduler", **hub)
+    except (OSError, ValueError) as error:
+        raise unreadable(f"{folder}/scheduler", error) from error
+    return config
+
+
+def load_text(folder: str, suffix: str, variant: str | None, hub: Mapping[str, Any]) -> tuple[Any, Any]:
+    """(text encoder, tokenizer) of a folder, by transformers, in float32.
+
+    Args:
+        suffix: of their names, "" or "_2".
+
+    Raises:
+        SidestepError: if they are missing, damaged or not in safetensors, or transformers is not installed.
+    """
+    transformers = import_transformers()
+    name = f"text_encoder{suffix}"
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, subfolder=name, trust_remote_code=False, **hub)
+        # The class is named there; AutoModel would give T5's whole model where only its encoder is stored.
+        encoder_class = getattr(transformers, (config.architectures or ["AutoModel"])[0], None)
+        if not (isinstance(encoder_class, type) and issubclass(encoder_class, transformers.PreTrainedModel)):
+            raise ValueError(f"{config.architectures} is no model of transformers")
+        encoder, found = encoder_class.from_pretrained(
+            folder, subfolder=name, variant=variant, use_safetensors=True, output_loading_info=True, **hub
+        )
+        if found["missing_keys"]:
+            # transformers fills them with random numbers, and says so only in its log.
+            raise ValueError(f"{len(found['missing_keys'])} of the text encoder's weights are missing")
+        return encoder.float(), load_tokenizer(folder, suffix, config.vocab_size, hub)
+    except SidestepError:
+        raise
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        raise unreadable(f"{folder}/{name} or tokenizer{suffix}", error) from error
+
+
+def load_tokenizer(folder: str, suffix: str, vocabulary: int, hub: Mapping[str, Any]) -> Any:
+    """The tokenizer of a text encoder that knows `vocabulary` tokens.
+
+    Raises:
+        ValueError: if it knows too few; whatever else transformers and the tokenizers library raise.
+    """
+    tokenizer = import_transformers().AutoTokenizer.from_pretrained(
+        folder, subfolder=f"tokenizer{suffix}", trust_remote_code=False, **hub
+    )
+    if 2 * len(tokenizer) < vocabulary:
+        # Where its files are missing, transformers makes one that knows no word. Padding does not double a size.
+        raise ValueError(f"the tokenizer knows {len(tokenizer)} tokens, the text encoder {vocabulary}")
+    return tokenizer
+
+
+def import_transformers() -> Any:
+    """The library that reads text.
+
+    Raises:
+        SidestepError: if it is not installed.
+    """
+    try:
+        import transformers
+    except ImportError:
+        raise SidestepError("this prior takes prompts; install transformers: pip install 'sidestep[text]'") from None
+    return transformers
+
+
+def unreadable(where: str, error: Exception) -> SidestepError:
+    """The error that names a part and, in a line, what a library said of it."""
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return SidestepError(f"{where} cannot be loaded as part of a latent diffusion model: {reason}")
+
+
+def _load(classes: Mapping[str, Any], folder: str, name: str, variant: str | None, hub: Mapping[str, Any]) -> Any:
+    """One network of a diffusers folder, its class read from its own config.json, float32, from safetensors only."""
+    try:
+        config = next(iter(classes.values())).load_config(folder, subfolder=name, **hub)
+        class_name = config.get("_class_name")
+        if class_name not in classes:
+            raise SidestepError(f"{folder}/{name}: {class_name} is not supported; use one of {', '.join(classes)}")
+        # A VQModel older than the setting was never scaled, and diffusers' default would be wrong for it.
+        unscaled = {"scaling_factor": 1.0} if class_name == "VQModel" and "scaling_factor" not in config else {}
+        return classes[class_name].from_pretrained(
+            folder, subfolder=name, variant=variant, use_safetensors=True, torch_dtype=torch.float32, **hub, **unscaled
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise unreadable(f"{folder}/{name}", error) from error
+
+
+def _read_index(folder: str, hub: Mapping[str, Any]) -> dict[str, Any]:
+    """model_index.json; empty where there is none."""
+    try:
+        index: dict[str, Any] = DiffusionPipeline.load_config(folder, **hub)
+    except (OSError, ValueError):
+        return {}
+    return index
+
+
+def _part_names(folder: str, index: Mapping[str, Any]) -> frozenset[str]:
+    """The subfolders there are."""
+    if Path(folder).is_dir():
+        return frozenset(path.name for path in Path(folder).iterdir() if path.is_dir())
+    return frozenset(name for name, part in index.items() if isinstance(part, list) and part[0]) or USUAL_PARTS
