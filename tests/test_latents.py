@@ -1,94 +1,22 @@
-"""The store of latents, with a miniature prior and scenes written for the test.
-
-Run as a script, this file encodes a store in processes that are killed at random moments: `test_latents.py FOLDER`.
-"""
+"""Reading a store of latents."""
 
 import json
-import os
-import random
-import signal
-import subprocess
 import sys
-import time
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderDC, DDIMScheduler, UNet2DModel
-from PIL import Image
 from safetensors import safe_open
 
-from sidestep.cameras import Camera, distance_scale, elevations
-from sidestep.captures import Frame, Scene, read_captures
+from sidestep.cameras import Camera, elevations
+from sidestep.captures import Scene
 from sidestep.errors import SidestepError
-from sidestep.images import resize_and_crop, to_tensor
-from sidestep.inversion import InversionSettings, invert
-from sidestep.latents import LatentStore, encode_captures
+from sidestep.latents import LatentStore
 from sidestep.prior import LatentPrior
-from sidestep.trajectories import orbit
 
-FIXTURES = Path(__file__).parent / "data" / "furniture"
-SETTINGS = InversionSettings(t_star=600, steps=3)
-SHARDS = 3
-
-
-def tiny_prior(seed: int = 0) -> LatentPrior:
-    """For pictures of 32 × 32 pixels and latents of 4 × 16 × 16."""
-    torch.manual_seed(seed)
-    vae = AutoencoderDC(
-        latent_channels=4,
-        encoder_block_types="ResBlock",
-        decoder_block_types="ResBlock",
-        encoder_block_out_channels=(8, 8),
-        decoder_block_out_channels=(8, 8),
-        encoder_layers_per_block=(0, 1),
-        decoder_layers_per_block=(0, 1),
-        encoder_qkv_multiscales=((), ()),
-        decoder_qkv_multiscales=((), ()),
-        scaling_factor=0.5,
-    )
-    unet = UNet2DModel(
-        sample_size=16,
-        in_channels=4,
-        out_channels=4,
-        layers_per_block=1,
-        norm_num_groups=8,
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-        block_out_channels=(32,),
-    )
-    return LatentPrior(vae, unet, DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012))
-
-
-def write_scenes(folder: Path) -> list[Scene]:
-    """Five scenes of 60 × 48 pictures, in no order, with and without points and categories."""
-    scenes = []
-    for number, (name, category) in enumerate(
-        [("room7s2", "sofa"), ("room7", "sofa"), ("lamp", None), ("chair3", "chair"), ("bed", "bed")]
-    ):
-        rng = np.random.default_rng(number)
-        cameras = orbit(Camera.from_fov(50, 60, 48), 3 + number % 2, yaw=(-20, 25), elevation=15)
-        frames = []
-        for index, camera in enumerate(cameras):
-            path = folder / f"{name}-{index}.png"
-            low = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
-            low.resize((60, 48), Image.Resampling.BICUBIC).save(path)
-            frames.append(Frame(path.name, path, camera.scaled(1.0 + number)))
-        points = torch.from_numpy(rng.normal((0, 0, 1 + number), 0.3, (40, 3))).float() if number % 2 else None
-        scenes.append(Scene(name, category, tuple(frames), points))
-    return scenes
-
-
-def encode(prior, scenes, out, settings=SETTINGS, **options) -> LatentStore:
-    options = {"prior_name": "tiny", "scenes_per_shard": 2, "batch_size": 2, **options}
-    return encode_captures(prior, scenes, out, settings, **options)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """The files of a store; a hidden leftover of a killed run is none of them."""
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if not path.name.startswith(".")}
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(Path(__file__).parent)
+    from miniatures import SETTINGS, contents, encode, tiny_prior, write_scenes
 
 
 @pytest.fixture(scope="module")
@@ -133,23 +61,6 @@ def test_the_store_says_what_it_was_made_of(whole, prior, scenes):
         assert stored.elevation == pytest.approx(float(elevations(cameras).median()))
 
 
-def test_latents_are_those_of_a_direct_inversion_up_to_half_precision(whole, prior, scenes):
-    store = LatentStore(whole)
-    for stored in store.scenes:
-        scene = next(scene for scene in scenes if scene.id == stored.id)
-        pictures = torch.stack([to_tensor(resize_and_crop(frame.load(), 32)) for frame in scene.frames])
-        direct = invert(prior, prior.encode(pictures), SETTINGS.grid, SETTINGS.timestep)
-        order = [2, 0]
-        read = store.latents(stored, order)
-        assert read.mean.dtype == torch.float32
-        torch.testing.assert_close(read.mean, direct.mean[order], rtol=1e-3, atol=1e-3)
-        torch.testing.assert_close(read.noise, direct.noise[order], rtol=1e-3, atol=1e-3)
-        assert torch.equal(store.mean(stored, 2), read.mean[0])
-        assert torch.equal(store.latents(stored, 0).noise[0], read.noise[1])
-        # The frames differ by far more than that, so a mixed-up row would be seen.
-        assert (direct.mean[0] - direct.mean[2]).abs().mean() > 0.01
-
-
 def test_a_frame_that_the_scene_does_not_have_is_not_taken_from_its_neighbour(whole):
     store = LatentStore(whole)
     first, second = store.scenes[:2]
@@ -159,77 +70,6 @@ def test_a_frame_that_the_scene_does_not_have_is_not_taken_from_its_neighbour(wh
         store.mean(first, len(first.frames))
     with pytest.raises(IndexError):
         store.latents(first, [0, len(first.frames)])
-
-
-def test_cameras_follow_the_crop(whole, scenes):
-    store = LatentStore(whole)
-    points = torch.tensor([[0.1, -0.2, 1.2], [-0.3, 0.1, 0.9]])
-    for stored in store.scenes:
-        scene = next(scene for scene in scenes if scene.id == stored.id)
-        cameras = store.cameras(stored)
-        assert (cameras.width, cameras.height) == (32, 32)
-        assert cameras.batch_shape == (len(scene.frames),)
-        for index, frame in enumerate(scene.frames):
-            before, depth = frame.camera.project(points)
-            after, depth_after = cameras[index].project(points)
-            # 60 × 48 becomes 40 × 32, of which the columns 4 to 36 stay.
-            torch.testing.assert_close(after, before * (2 / 3) - torch.tensor([4.0, 0.0]), rtol=0, atol=1e-3)
-            torch.testing.assert_close(depth_after, depth)
-
-
-def test_distance_scales_put_the_subject_at_one(whole, scenes):
-    store = LatentStore(whole)
-    for stored in store.scenes:
-        scene = next(scene for scene in scenes if scene.id == stored.id)
-        scales = store.distance_scales(stored)
-        cameras = store.cameras(stored)
-        for index in range(len(scene.frames)):
-            expected = distance_scale(cameras[index], cameras, scene.points)
-            assert float(scales[index]) == pytest.approx(expected, rel=1e-6)
-        if scene.points is None:  # the orbit's centre lies 1 + number units away
-            number = scenes.index(scene)
-            torch.testing.assert_close(scales, torch.full_like(scales, 1 / (1 + number)), rtol=1e-3, atol=0)
-
-
-def test_encoding_again_encodes_nothing(store_copy, prior, scenes, monkeypatch):
-    before = {path.name: path.stat().st_mtime_ns for path in store_copy.iterdir()}
-    monkeypatch.setattr(LatentPrior, "encode", lambda *_: pytest.fail("encoded again"))
-    encode(prior, scenes, store_copy)
-    assert {path.name: path.stat().st_mtime_ns for path in store_copy.iterdir()} == before
-
-
-def test_the_order_of_the_scenes_does_not_matter(prior, scenes, whole, tmp_path):
-    encode(prior, scenes[::-1], tmp_path / "store")
-    assert contents(tmp_path / "store") == contents(whole)
-
-
-def test_progress_counts_the_frames(prior, scenes, tmp_path):
-    told = []
-    encode(prior, scenes, tmp_path / "store", progress=lambda done, total: told.append((done, total)))
-    total = sum(len(scene.frames) for scene in scenes)
-    assert len(told) == SHARDS
-    assert told[-1] == (total, total)
-    assert [done for done, _ in told] == sorted(done for done, _ in told)
-
-
-@pytest.mark.parametrize("length", [0, 5, 0.5, -1])
-def test_a_truncated_shard_is_noticed_and_made_anew(store_copy, prior, scenes, whole, length, caplog):
-    shard = store_copy / "shard-00001.safetensors"
-    data = shard.read_bytes()
-    shard.write_bytes(data[: int(length * len(data)) if isinstance(length, float) else length])
-    with pytest.raises(SidestepError, match=f"{shard}: damaged .*encode"):
-        LatentStore(store_copy)
-    encode(prior, scenes, store_copy)
-    assert contents(store_copy) == contents(whole)
-    assert str(shard) in caplog.text
-
-
-def test_an_incomplete_store_is_refused(store_copy, prior, scenes, whole):
-    (store_copy / "shard-00002.safetensors").unlink()
-    with pytest.raises(SidestepError, match=f"{store_copy}: incomplete, shard 3 of 3 is missing.*encode"):
-        LatentStore(store_copy)
-    encode(prior, scenes, store_copy)
-    assert contents(store_copy) == contents(whole)
 
 
 def test_what_is_no_store_is_refused_by_name(tmp_path, store_copy):
@@ -244,69 +84,6 @@ def test_what_is_no_store_is_refused_by_name(tmp_path, store_copy):
     plan.write_text(json.dumps({**json.loads(text), "format": 99}))
     with pytest.raises(SidestepError, match=f"{plan}: format 99"):
         LatentStore(store_copy)
-
-
-def fewer_frames(scenes):
-    return [replace(scenes[0], frames=scenes[0].frames[1:]), *scenes[1:]]
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        ({"settings": replace(SETTINGS, t_star=500)}, r"another t star \(600, not 500\)"),
-        ({"settings": replace(SETTINGS, steps=5)}, r"another steps \(3, not 5\)"),
-        ({"settings": replace(SETTINGS, timestep="current")}, r"another timestep \('next', not 'current'\)"),
-        ({"settings": replace(SETTINGS, start=1)}, r"another start \(0, not 1\)"),
-        ({"prior": tiny_prior(seed=1)}, "another prior"),
-        ({"scenes": lambda scenes: scenes[1:]}, "another set of scenes"),
-        ({"scenes": fewer_frames}, "another set of scenes"),
-        ({"scenes": lambda scenes: [replace(scenes[0], category="bed"), *scenes[1:]]}, "another set of scenes"),
-    ],
-)
-def test_a_store_of_something_else_is_refused_and_kept(store_copy, prior, scenes, whole, change, told):
-    used = change.get("scenes", lambda scenes: scenes)(scenes)
-    with pytest.raises(SidestepError, match=f"^{store_copy}: holds latents of {told}.*another folder"):
-        encode(change.get("prior", prior), used, store_copy, change.get("settings", SETTINGS))
-    assert contents(store_copy) == contents(whole)
-
-
-def test_a_prior_that_moved_is_the_same_prior(store_copy, prior, scenes):
-    encode(prior, scenes, store_copy, prior_name="elsewhere")
-
-
-def test_two_scenes_of_one_name_are_refused(prior, scenes, tmp_path):
-    with pytest.raises(SidestepError, match="lamp is there twice"):
-        encode(prior, [*scenes, scenes[2]], tmp_path / "store")
-
-
-def test_a_damaged_photo_is_named_and_encoding_goes_on_once_it_is_mended(prior, tmp_path, whole):
-    (tmp_path / "photos").mkdir()
-    scenes = write_scenes(tmp_path / "photos")
-    photo = scenes[0].frames[0].path  # in the last shard
-    data = photo.read_bytes()
-    photo.write_bytes(data[:200])
-    with pytest.raises(SidestepError, match=str(photo)):
-        encode(prior, scenes, tmp_path / "store")
-    assert (tmp_path / "store" / "shard-00001.safetensors").exists()
-    photo.write_bytes(data)
-    encode(prior, scenes, tmp_path / "store")
-    assert contents(tmp_path / "store") == contents(whole)
-
-
-def test_captured_scenes_are_encoded(prior, tmp_path):
-    scene = next(scene for scene in read_captures(FIXTURES) if scene.points is not None)
-    scene = replace(scene, frames=scene.frames[::6])
-    store = encode(prior, [scene], tmp_path / "store")
-    (stored,) = store.scenes
-    assert stored.id == scene.id
-    cameras = store.cameras(stored)
-    points = scene.points
-    for index in range(len(stored.frames)):
-        scaled = cameras[index].scaled(store.distance_scales(stored)[index])
-        pixels, depth = scaled.project(points * store.distance_scales(stored)[index])
-        seen = (depth > 0) & (pixels >= 0).all(-1) & (pixels <= 32).all(-1)
-        assert float(depth[seen].median()) == pytest.approx(1, rel=1e-4)
-    assert store.latents(stored, range(len(stored.frames))).mean.isfinite().all()
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss has another unit elsewhere")
@@ -336,44 +113,3 @@ def test_reading_a_row_does_not_read_the_shard(store_copy):
     store = LatentStore(store_copy)
     assert float(store.mean(store.scenes[0], 1).abs().max()) == 0
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # in KiB
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
-def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(tmp_path, whole, scenes):
-    script = subprocess.run([sys.executable, __file__, str(tmp_path)], capture_output=True, text=True)
-    ends = json.loads(script.stdout)
-    assert [end for end, _ in ends] == [signal.SIGKILL] * 3, script.stderr
-    assert any(0 < shards < SHARDS for _, shards in ends)
-    # The script's photos lie elsewhere, but the store knows them by name alone.
-    assert contents(tmp_path / "store") == contents(whole)
-
-
-def _encode_and_be_killed(folder: Path) -> None:
-    (folder / "photos").mkdir()
-    scenes, prior, out = write_scenes(folder / "photos"), tiny_prior(), folder / "store"
-    predict = prior.predict_noise
-
-    def slowly(*args, **kwargs):  # a fifth of a second and more for each of the first two shards
-        time.sleep(0.02)
-        return predict(*args, **kwargs)
-
-    prior.predict_noise = slowly
-    ends = []
-    for shards in (0, 0, 1):
-        child = os.fork()
-        if child == 0:
-            encode(prior, scenes, out)
-            os._exit(0)
-        while len(list(out.glob("shard-*"))) < shards:
-            time.sleep(0.001)
-        time.sleep(random.uniform(0, 0.2))
-        os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        ends.append([os.WTERMSIG(status), len(list(out.glob("shard-*")))])
-    prior.predict_noise = predict
-    encode(prior, scenes, out)
-    print(json.dumps(ends))
-
-
-if __name__ == "__main__":
-    _encode_and_be_killed(Path(sys.argv[1]))

@@ -21,9 +21,10 @@ import sidestep.training
 from sidestep.cameras import Camera
 from sidestep.captures import Frame, Scene
 from sidestep.captures.splits import write_split
+from sidestep.encoding import encode_captures
 from sidestep.errors import SidestepError
 from sidestep.inversion import InversionSettings
-from sidestep.latents import LatentStore, encode_captures
+from sidestep.latents import LatentStore
 from sidestep.pipeline import NovelViewPipeline
 from sidestep.prior import LatentPrior
 from sidestep.training import TrainConfig, build_tunet, train

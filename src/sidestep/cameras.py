@@ -54,6 +54,11 @@ class Camera:
         object.__setattr__(self, "intrinsics", intrinsics.expand(*batch, 3, 3))
         object.__setattr__(self, "world_to_camera", pose.expand(*batch, 4, 4))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: matrices of its own, because torch pickles with a view all that it is a view of."""
+        own = {"intrinsics": self.intrinsics.clone(), "world_to_camera": self.world_to_camera.clone()}
+        return {**self.__dict__, **own}
+
     @classmethod
     def from_fov(cls, fov: float, width: int, height: int, world_to_camera: Any = None) -> "Camera":
         """A camera with square pixels and a centred principal point.

@@ -5,7 +5,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,18 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(temporary)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: Path, names: Container[str]) -> None:
+    """Deletes the temporary files that killed writers of some of a folder's files left.
+
+    Args:
+        names: of files that are whole already, so that a writer who is still at one of them does no harm by failing.
+    """
+    for leftover in folder.glob(".*.part*"):
+        stem, suffix = leftover.name[1:].rsplit(".part", 1)
+        if stem.rpartition(".")[0] + suffix in names:
+            leftover.unlink(missing_ok=True)
 
 
 def make_folder(path: str | Path) -> None:

@@ -386,7 +386,7 @@ def test_encoding_a_pack_gives_the_store_of_the_folder(
     whole: Path, scenes: list[Scene], tmp_path: Path, make_tiny_pipeline: Callable[..., Any]
 ) -> None:
     from sidestep.inversion import InversionSettings
-    from sidestep.latents import encode_captures
+    from sidestep.encoding import encode_captures
 
     prior = make_tiny_pipeline().prior
     for name, data in (("folder", scenes), ("pack", read_captures(whole))):

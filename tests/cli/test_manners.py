@@ -346,7 +346,7 @@ def test_interrupted_work_leaves_nothing_broken_and_goes_on(
 
     store, run = tmp_path / "store", tmp_path / "run"
     encode = ("encode", FURNITURE, "--prior", prior, "--out", store, "--steps", 2, "--scenes-per-shard", 1)
-    assert interrupted(monkeypatch, "sidestep.latents", *encode) == 130
+    assert interrupted(monkeypatch, "sidestep.encoding", *encode) == 130
     check_interrupt()
     (shard,) = store.glob("*.safetensors")
     first = shard.stat().st_mtime_ns

@@ -1,0 +1,255 @@
+"""The making of a store of latents (`latents.py`): photos are inverted, shard by shard, by any number of processes.
+
+A shard is written whole or not at all, under its own name, and the same shard has the same bytes whoever makes it.
+So a killed run loses the shards that it was at and nothing else, two writers of one shard do no harm, and processes
+need to agree on nothing but the store's folder. Who makes which shard is an engine's business: this process alone
+(`encode_here`), or the workers of a Ray cluster (`encoding_ray.py`).
+"""
+
+import itertools
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sidestep.cameras import Camera, distance_scale, elevations
+from sidestep.captures import Frame, Scene
+from sidestep.errors import SidestepError
+from sidestep.files import atomic_path, sweep, write_json
+from sidestep.images import resize_and_crop, to_tensor
+from sidestep.inversion import InversionSettings, invert
+from sidestep.latents import FORMAT, open_shard, plan_digest, read_plan, shard_path
+from sidestep.prior import LatentPrior
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard to make: its file, and the scenes whose frames it holds."""
+
+    file: Path
+    scenes: tuple[Scene, ...]
+
+    @property
+    def frames(self) -> list[Frame]:
+        """All its frames, scene after scene."""
+        return [frame for scene in self.scenes for frame in scene.frames]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all shards of a store are made with.
+
+    Attributes:
+        prior: where the prior was loaded from: a folder's full path, a hub id or "bundled".
+        prior_fingerprint: what that has to be.
+        settings: of the inversion.
+        batch_size: frames inverted together.
+        digest: of the store's plan; each shard keeps it.
+    """
+
+    prior: str
+    prior_fingerprint: str
+    settings: InversionSettings
+    batch_size: int
+    digest: str
+
+
+# Makes shards with a prior, in any order, and yields each one once it is there.
+Engine = Callable[[LatentPrior, Job, Sequence[Shard]], Iterable[Shard]]
+
+
+def encode_here(prior: LatentPrior, job: Job, shards: Sequence[Shard]) -> Iterator[Shard]:
+    """The engine that makes the shards in this process, on the prior's device, one after the other."""
+    for shard in shards:
+        make_shard(prior, job, shard)
+        yield shard
+
+
+def encode_captures(
+    prior: LatentPrior,
+    scenes: Sequence[Scene],
+    out: str | Path,
+    settings: InversionSettings,
+    *,
+    prior_name: str,
+    scenes_per_shard: int = 8,
+    batch_size: int = 16,
+    part: tuple[int, int] = (1, 1),
+    engine: Engine = encode_here,
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Inverts every frame of `scenes` into the store `out`; run again with the same arguments to resume.
+
+    Each photo is scaled and cropped to the prior's size, its camera with it, encoded and inverted (the paper's
+    preprocessing).
+
+    Args:
+        prior_name: where the prior came from, kept (a folder as its full path) for whoever opens the store.
+        scenes_per_shard: what a killed run may lose.
+        batch_size: frames inverted together.
+        part: (k, n) makes the kth of n parts of the store's shards alone, k from 1 on.
+        engine: who makes the shards.
+        progress: called with (frames done, frames in all) of the part.
+
+    Returns:
+        How many frames the part has.
+
+    Raises:
+        SidestepError: if `out` holds a store of another prior, other settings or other scenes, or a photo is damaged.
+    """
+    if settings.t_star >= prior.num_train_timesteps:
+        raise SidestepError(f"t* {settings.t_star} is outside this prior's 0 .. {prior.num_train_timesteps - 1}")
+    number, parts = part
+    if not 1 <= number <= parts:
+        raise SidestepError(f"part {number}/{parts}: give parts as 1/{parts} to {parts}/{parts}")
+    out = Path(out).absolute()
+    scenes = _sorted(scenes)
+    runs = [scenes[start : start + scenes_per_shard] for start in range(0, len(scenes), scenes_per_shard)]
+    plan = {
+        "format": FORMAT,
+        "prior": str(Path(prior_name).resolve()) if Path(prior_name).is_dir() else prior_name,
+        "prior_fingerprint": prior.fingerprint(),
+        "inversion": asdict(settings),
+        "alpha_star": float(prior.alphas_cumprod[settings.t_star]),
+        "image_size": prior.image_size,
+        "shards": [{scene.id: [frame.name for frame in scene.frames] for scene in run} for run in runs],
+    }
+    if read_plan(out) is None:
+        # Not there: another process wrote it meanwhile, and swept.
+        with suppress(FileNotFoundError):
+            write_json(out / "store.json", plan)
+    _refuse_stale(out, read_plan(out) or plan, plan)
+    job = Job(str(plan["prior"]), prior.fingerprint(), settings, batch_size, plan_digest(plan))
+    shards = [Shard(shard_path(out, index), tuple(run)) for index, run in enumerate(runs)][number - 1 :: parts]
+    whole = {shard.file.name for shard in shards if _is_whole(shard.file, job.digest)}
+    sweep(out, {"store.json", *whole})
+    missing = [shard for shard in shards if shard.file.name not in whole]
+    total = sum(len(shard.frames) for shard in shards)
+    done = total - sum(len(shard.frames) for shard in missing)
+    if progress is not None:
+        progress(done, total)
+    for shard in engine(prior, job, missing) if missing else ():
+        done += len(shard.frames)
+        if progress is not None:
+            progress(done, total)
+    return total
+
+
+def make_shard(prior: LatentPrior, job: Job, shard: Shard) -> None:
+    """Inverts the frames of one shard and writes its file, unless it is there whole.
+
+    Raises:
+        SidestepError: if a photo is damaged.
+    """
+    if _is_whole(shard.file, job.digest):
+        return
+    mean, noise = _invert(prior, job, shard.frames)
+    tensors, described = _describe(shard.scenes, prior.image_size)
+    # One entry, because safetensors writes several in no fixed order, and a shard has fixed bytes.
+    about = {"about": json.dumps({"plan": job.digest, "scenes": described})}
+    try:
+        with atomic_path(shard.file) as temporary:
+            save_file({"mean": mean, "noise": noise, **tensors}, temporary, metadata=about)
+            # A machine that is lost must not leave a name whose bytes never came to the disk.
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+    except (OSError, SafetensorError):
+        if not _is_whole(shard.file, job.digest):
+            raise
+        # Another process made the same shard meanwhile and, as below, swept this one's temporary file away.
+    sweep(shard.file.parent, {shard.file.name})
+
+
+def _sorted(scenes: Sequence[Scene]) -> list[Scene]:
+    """The scenes in the order of the store.
+
+    Raises:
+        SidestepError: if two have one id.
+    """
+    scenes = sorted(scenes, key=lambda scene: scene.id)
+    for one, other in itertools.pairwise(scenes):
+        if one.id == other.id:
+            raise SidestepError(f"scene {one.id} is there twice; give each scene a name of its own")
+    return scenes
+
+
+def _invert(prior: LatentPrior, job: Job, frames: Sequence[Frame]) -> tuple[Tensor, Tensor]:
+    """Mean and noise of frames, each (N, C, h, w) float16 on the CPU."""
+    means, noises = [], []
+    for images in _batches(frames, prior.image_size, job.batch_size):
+        inverted = invert(prior, prior.encode(images), job.settings.grid, job.settings.timestep)
+        means.append(inverted.mean.half().cpu())
+        noises.append(inverted.noise.half().cpu())
+    return torch.cat(means).contiguous(), torch.cat(noises).contiguous()
+
+
+def _batches(frames: Sequence[Frame], size: int, batch_size: int) -> Iterator[Tensor]:
+    """Photos (B, 3, size, size) in [-1, 1], each batch read while the one before is worked on."""
+
+    def read(start: int) -> Tensor:
+        some = frames[start : start + batch_size]
+        return torch.stack([to_tensor(resize_and_crop(frame.load(), size)) for frame in some])
+
+    with ThreadPoolExecutor(1) as reader:
+        starts = range(0, len(frames), batch_size)
+        ahead = reader.submit(read, 0)
+        for start in starts:
+            images = ahead.result()
+            if start + batch_size < len(frames):
+                ahead = reader.submit(read, start + batch_size)
+            yield images
+
+
+def _describe(scenes: Sequence[Scene], size: int) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """What a shard holds beside the latents of the frames: their cameras, and of each scene its names."""
+    intrinsics, poses, scales, described = [], [], [], []
+    for scene in scenes:
+        cameras = Camera.stack([frame.camera.resize_and_crop(size) for frame in scene.frames])
+        intrinsics.append(cameras.intrinsics.float())
+        poses.append(cameras.world_to_camera.float())
+        scales += [distance_scale(cameras[index], cameras, scene.points) for index in range(len(scene.frames))]
+        described.append(
+            {
+                "id": scene.id,
+                "name": scene.name,
+                "category": scene.category,
+                "model": scene.model,
+                "frames": [frame.name for frame in scene.frames],
+                "elevation": float(elevations(cameras).median()),
+            }
+        )
+    tensors = {"intrinsics": torch.cat(intrinsics), "world_to_camera": torch.cat(poses)}
+    return {**tensors, "distance_scale": torch.tensor(scales)}, described
+
+
+def _is_whole(file: Path, digest: str) -> bool:
+    """Whether a shard is there and needs not be made."""
+    if not file.exists():
+        return False
+    try:
+        open_shard(file, digest)
+    except SidestepError as error:
+        logger.warning("%s; making it anew", error)
+        return False
+    return True
+
+
+def _refuse_stale(out: Path, stored: dict[str, Any], plan: dict[str, Any]) -> None:
+    found = {**stored.get("inversion", {}), **stored}
+    for key, wanted in {**plan["inversion"], **plan}.items():
+        if key not in ("inversion", "prior") and found.get(key) != wanted:
+            told = {"prior_fingerprint": "prior", "shards": "set of scenes, or other scenes_per_shard"}.get(key)
+            told = told or f"{key.replace('_', ' ')} ({found.get(key)!r}, not {wanted!r})"
+            raise SidestepError(f"{out}: holds latents of another {told}; name another folder or delete this one")
