@@ -64,3 +64,8 @@ def network_dtype(device: torch.device) -> torch.dtype:
     # A private name, so its absence in another torch release must not break anything.
     has_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     return torch.bfloat16 if has_bf16() else torch.float32
+
+
+def memory_format(device: torch.device) -> torch.memory_format:
+    """How the weights of convolutions lie in memory where they run fastest: channels last on CPUs and CUDA devices."""
+    return torch.channels_last if device.type in ("cpu", "cuda") else torch.contiguous_format

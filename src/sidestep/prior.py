@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from diffusers import (
 )
 from torch import Tensor
 
-from sidestep.devices import choose_device, execution_device, network_dtype
+from sidestep.devices import choose_device, execution_device, memory_format, network_dtype
 from sidestep.errors import SidestepError
 from sidestep.files import atomic_path
 from sidestep.prior_file import is_file, load_file
@@ -63,6 +64,8 @@ NO_EMPTY_PROMPT = (
 
 # How SDXL is told a picture's size, in numbers: its own height and width, where it was cropped, and what is wanted.
 SIZE_NUMBERS = 6
+# What an autoencoder on a CPU is given at once: one picture of 512x512, four of 256x256.
+CPU_PIXELS = 2**18
 # Tokens of a prompt of CLIP's, where no text encoder is there to tell.
 PROMPT_LENGTH = 77
 
@@ -141,6 +144,7 @@ class LatentPrior(torch.nn.Module):
         self.prediction_type: str = self.scheduler.config.prediction_type
         self.alphas_cumprod = (1 - self.scheduler.betas.double()).cumprod(0)
         self.num_train_timesteps = len(self.alphas_cumprod)
+        self._timesteps = torch.arange(self.num_train_timesteps)
         self.latent_channels, self.latent_size, self.scale = _fit(self.vae, self.unet)
         self.image_size = self.latent_size * self.scale
         self.needs_prompt = attends_to_prompt(_plain(unet))
@@ -207,7 +211,7 @@ class LatentPrior(torch.nn.Module):
                 parts["scheduler"]["prediction_type"] = prediction_type
         prior = cls(**parts)
         prior.fingerprint()  # before the weights lose bits to `dtype`
-        return prior.to(device=place, dtype=dtype or network_dtype(place))
+        return prior.to(device=place, dtype=dtype or network_dtype(place), memory_format=memory_format(place))
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -251,16 +255,8 @@ class LatentPrior(torch.nn.Module):
         if images.ndim != 4 or tuple(images.shape[1:]) != wanted:
             raise SidestepError(f"this prior encodes pictures of shape {wanted}, not {tuple(images.shape[1:])}")
         self._upcast_vae()
-        encoded = self.vae.encode(images.to(execution_device(self.vae), self.vae.dtype))
-        vae = _plain(self.vae)
-        if isinstance(vae, AutoencoderKL):
-            latents = encoded.latent_dist.mode()
-        elif isinstance(vae, AutoencoderDC):
-            latents = encoded.latent
-        else:
-            latents = encoded.latents  # of VQModel not yet quantised, as the U-Net has them
         shift, factor = self._vae_scaling()
-        return (latents.float() - shift) * factor
+        return torch.cat([(self._encode(part) - shift) * factor for part in images.split(self._pictures_at_once())])
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -268,9 +264,9 @@ class LatentPrior(torch.nn.Module):
         self._check_latents(latents)
         self._upcast_vae()
         shift, factor = self._vae_scaling()
-        unscaled = latents / factor + shift
-        images = self.vae.decode(unscaled.to(execution_device(self.vae), self.vae.dtype)).sample
-        return images.float().clamp(-1, 1)
+        unscaled = (latents / factor + shift).to(execution_device(self.vae), self.vae.dtype)
+        parts = unscaled.split(self._pictures_at_once())
+        return torch.cat([self.vae.decode(part).sample.float().clamp(-1, 1) for part in parts])
 
     @torch.no_grad()
     def predict_noise(
@@ -386,6 +382,21 @@ class LatentPrior(torch.nn.Module):
         if latents.ndim != 4 or tuple(latents.shape[1:]) != wanted:
             raise SidestepError(f"this prior works on latents of shape {wanted}, not {tuple(latents.shape[1:])}")
 
+    def _encode(self, images: Tensor) -> Tensor:
+        """The autoencoder's own code of pictures, float32."""
+        encoded = self.vae.encode(images.to(execution_device(self.vae), self.vae.dtype))
+        vae = _plain(self.vae)
+        if isinstance(vae, AutoencoderKL):
+            return encoded.latent_dist.mode().float()
+        if isinstance(vae, AutoencoderDC):
+            return encoded.latent.float()
+        return encoded.latents.float()  # of VQModel not yet quantised, as the U-Net has them
+
+    def _pictures_at_once(self) -> int:
+        """How many the autoencoder is given: a CPU gains nothing by more pixels than these, and takes their memory."""
+        on_cpu = execution_device(self.vae).type == "cpu"
+        return max(1, CPU_PIXELS // self.image_size**2) if on_cpu else sys.maxsize
+
     def _upcast_vae(self) -> None:
         """From its first use an autoencoder that overflows in float16 stays in float32, as its config asks for."""
         if self.vae.dtype == torch.float16 and _plain(self.vae).config.get("force_upcast"):
@@ -441,7 +452,10 @@ class LatentPrior(torch.nn.Module):
                 }
         elif isinstance(_plain(self.unet), UNet2DConditionModel):
             told["encoder_hidden_states"] = None
-        output = self.unet(inputs, timestep, **told).sample
+        if self._timesteps.device != inputs.device:
+            self._timesteps = self._timesteps.to(inputs.device)
+        # A tensor that is already there: a number would be copied there each time, and be compiled for each time.
+        output = self.unet(inputs, self._timesteps[timestep], **told).sample
         return output.to(latents.device, torch.promote_types(latents.dtype, torch.float32))
 
 
