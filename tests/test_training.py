@@ -147,6 +147,12 @@ def test_any_two_frames_may_be_a_pair(config: TrainConfig) -> None:
     assert 0 not in turns
 
 
+def test_the_earlier_frame_may_always_be_the_reference(config: TrainConfig) -> None:
+    config.pairs, config.max_gap = "forward", 4
+    turns = {target - reference for _, reference, target, *_ in itertools.islice(drawn(task_of(config)), 300)}
+    assert turns == {1, 2, 3, 4}
+
+
 @pytest.mark.parametrize("scene", [0, 2])
 def test_a_sample_is_the_stored_means_with_their_cameras(config: TrainConfig, scene: int) -> None:
     task = task_of(config)
@@ -203,7 +209,7 @@ def test_categories_are_hidden_as_often_as_told(config: TrainConfig, share: floa
 def test_a_category_that_tunet_does_not_know_is_hidden(config: TrainConfig) -> None:
     task = task_of(config)
     lamp = next(scene for scene in task.held_out if scene.category == "lamp")
-    assert int(task._row(lamp, 0, 20, False, False)["category"]) == -1
+    assert task._batch([(lamp, 0, 20, False, False)])["category"].tolist() == [-1]
 
 
 @pytest.mark.parametrize(("steps", "epochs"), [(0, 0), (5, 5)])

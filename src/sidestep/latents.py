@@ -77,7 +77,8 @@ class LatentStore:
         self.prior: str = plan["prior"]
         self.alpha_star: float = plan["alpha_star"]
         self.image_size: int = plan["image_size"]
-        self._shards = []
+        # Mapped, not read: a tensor of safetensors is a view of its file until somebody looks at its numbers.
+        self._shards: list[dict[str, Tensor]] = []
         scenes: list[StoredScene] = []
         count, digest = len(plan["shards"]), plan_digest(plan)
         there = {file.name for file in self.path.iterdir()}
@@ -88,17 +89,17 @@ class LatentStore:
                     f"{path}: incomplete, shard {index + 1} of {count} is missing; run the same `sidestep encode` again"
                 )
             shard = open_shard(file, digest)
-            self._shards.append(shard)
+            self._shards.append({name: shard.get_tensor(name) for name in TENSORS})
             scenes.extend(_scenes_of(shard, index))
         self.scenes = tuple(scenes)
 
     def latents(self, scene: StoredScene, frames: Sequence[int] | int) -> Inverted:
         """Mean and noise, each (n, C, h, w) float32, of some frames of a scene, by their position in it."""
-        return Inverted(self._rows("mean", scene, frames).float(), self._rows("noise", scene, frames).float())
+        return Inverted(self.rows("mean", scene, frames).float(), self.rows("noise", scene, frames).float())
 
     def mean(self, scene: StoredScene, frame: int) -> Tensor:
         """The mean alone, (C, h, w) float32, of one frame."""
-        return self._rows("mean", scene, frame)[0].float()
+        return self.rows("mean", scene, frame)[0].float()
 
     def cameras(self, scene: StoredScene) -> Camera:
         """The scene's cameras, batched (n,), for pictures of `image_size`."""
@@ -110,14 +111,19 @@ class LatentStore:
         return self._all("distance_scale", scene)
 
     def _all(self, name: str, scene: StoredScene) -> Tensor:
-        return self._shards[scene.shard].get_slice(name)[scene.start : scene.start + len(scene.frames)]
+        return self._shards[scene.shard][name][scene.start : scene.start + len(scene.frames)]
 
-    def _rows(self, name: str, scene: StoredScene, frames: Sequence[int] | int) -> Tensor:
-        rows = self._shards[scene.shard].get_slice(name)
+    def rows(self, name: str, scene: StoredScene, frames: Sequence[int] | int) -> Tensor:
+        """What is stored of some frames of a scene, (n, ...), as it is stored.
+
+        Args:
+            name: one of `TENSORS`.
+        """
+        stored = self._shards[scene.shard][name]
         wanted = [frames] if isinstance(frames, int) else frames
         if not all(0 <= frame < len(scene.frames) for frame in wanted):
             raise IndexError(f"scene {scene.id} has {len(scene.frames)} frames, none at one of {list(wanted)}")
-        return torch.cat([rows[scene.start + frame : scene.start + frame + 1] for frame in wanted])
+        return torch.stack([stored[scene.start + frame] for frame in wanted])
 
 
 def shard_path(folder: Path, index: int) -> Path:

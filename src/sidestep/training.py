@@ -11,7 +11,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import PartialState
 from PIL import Image
 from torch import Tensor
 
@@ -24,7 +23,7 @@ from sidestep.errors import SidestepError
 from sidestep.files import atomic_path
 from sidestep.images import to_image
 from sidestep.latents import LatentStore, StoredScene
-from sidestep.loop import LoopConfig, fit
+from sidestep.loop import LoopConfig, fit, this_process
 from sidestep.models import model_folder
 from sidestep.models.index import write_index
 from sidestep.prior import PARTS, LatentPrior
@@ -46,9 +45,10 @@ class TrainConfig(LoopConfig):
         steps, epochs: how long; give one. An epoch is 10 pairs of each scene.
         size: "paper" or "small".
         tunet: arguments of TUNet that replace the size's, such as `{conditioning: concat}`.
-        pairs: "paper": frames 1-10 with frames 15-25, or "any": any two frames, either as the reference.
-        max_gap: of `any` pairs, how many frames apart they are at most; 0: no limit. Near pairs teach what the camera
-            does much sooner than far ones, of which little is alike.
+        pairs: "paper": frames 1-10 with frames 15-25; "any": any two frames, either as the reference; "forward": any
+            two, the earlier as the reference.
+        max_gap: of `any` and `forward` pairs, how many frames apart they are at most; 0: no limit. Near pairs teach
+            what the camera does much sooner than far ones, of which little is alike.
         mirror: show half of the pairs mirrored, with their cameras.
         category_dropout: share of the samples whose category is hidden, so that TUNet can do without one.
         split: which scenes train: "model", "paper-3class", "paper-167class", or a split's JSON file.
@@ -64,7 +64,7 @@ class TrainConfig(LoopConfig):
     learning_rate: float = 1e-5
     size: Literal["paper", "small"] = "paper"
     tunet: dict[str, Any] = field(default_factory=dict)
-    pairs: Literal["paper", "any"] = "paper"
+    pairs: Literal["paper", "any", "forward"] = "paper"
     max_gap: int = 0
     mirror: bool = False
     category_dropout: float = 0.1
@@ -75,23 +75,17 @@ class TrainConfig(LoopConfig):
 def train(config: TrainConfig) -> Path:
     """Trains TUNet; returns the folder of the finished model. Run again to resume.
 
-    The folder holds `tunet/`, and the prior as well if that was loaded from a folder.
+    The folder holds `tunet/`, and the prior as well if that was loaded from a folder. Of several processes the first
+    one writes it, and the others may return before it is there.
 
     Raises:
         SidestepError: if the store is incomplete, has no scene to train on, or settings do not fit.
     """
-    store = LatentStore(config.latents)
-    if (config.steps > 0) == (config.epochs > 0):
-        raise SidestepError("give either steps=N or epochs=N, the length of the run")
-    if config.max_gap < 0:
-        raise SidestepError(f"max_gap is {config.max_gap}; give a number of frames, or 0 for no limit")
-    task = _TUNetTask(store, config)
-    loop = config
-    if config.epochs:
-        loop = replace(config, steps=math.ceil(config.epochs * task.pairs_per_epoch / config.batch_size))
+    task, loop = prepare(config)
+    store = task.store
     fit(task, loop, config.out, config)
     model = config.out / "model"
-    if not PartialState().is_main_process:
+    if not this_process().is_main_process:
         return model
     prior = Path(model_folder(store.prior))
     if prior.is_dir():
@@ -106,6 +100,24 @@ def train(config: TrainConfig) -> Path:
     if prior.is_dir():
         write_index(model)
     return model
+
+
+def prepare(config: TrainConfig) -> tuple["_TUNetTask", TrainConfig]:
+    """What `train` trains, and its settings with `steps` worked out. The seed alone decides the first weights.
+
+    Raises:
+        SidestepError: as `train`.
+    """
+    store = LatentStore(config.latents)
+    if (config.steps > 0) == (config.epochs > 0):
+        raise SidestepError("give either steps=N or epochs=N, the length of the run")
+    if config.max_gap < 0:
+        raise SidestepError(f"max_gap is {config.max_gap}; give a number of frames, or 0 for no limit")
+    torch.manual_seed(config.seed)
+    task = _TUNetTask(store, config)
+    if config.epochs:
+        return task, replace(config, steps=math.ceil(config.epochs * task.pairs_per_epoch / config.batch_size))
+    return task, config
 
 
 def build_tunet(store: LatentStore, config: TrainConfig, categories: tuple[str, ...], elevation: float) -> TUNet:
@@ -142,6 +154,8 @@ def build_tunet(store: LatentStore, config: TrainConfig, categories: tuple[str, 
 
 
 class _TUNetTask:
+    """TUNet's part of `loop.fit`: pairs of stored means with their cameras."""
+
     def __init__(self, store: LatentStore, config: TrainConfig) -> None:
         self.store = store
         self.config = config
@@ -179,7 +193,7 @@ class _TUNetTask:
         return samples
 
     def collate(self, samples: list[Any]) -> dict[str, Tensor]:
-        return _stack([self._row(self.scenes[scene], *rest) for scene, *rest in samples])
+        return self._batch([(self.scenes[scene], *rest) for scene, *rest in samples])
 
     def loss(self, model: torch.nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         predicted = model(batch["mean"], *self._cameras(batch), batch["category"])
@@ -190,9 +204,8 @@ class _TUNetTask:
         """Eq. 7 over fixed held-out pairs, beside the same for the reference's own mean and for a wrong camera."""
         device = next(model.parameters()).device
         rng = np.random.default_rng(0)
-        samples = [(scene, *pair) for scene in self.held_out for pair in self._pairs(scene, rng)[:4]]
-        rows = [self._row(scene, reference, target, False, False) for scene, reference, target in samples]
-        batch = {name: tensor.to(device) for name, tensor in _stack(rows).items()}
+        rows = [(scene, *pair, False, False) for scene in self.held_out for pair in self._pairs(scene, rng)[:4]]
+        batch = {name: tensor.to(device) for name, tensor in self._batch(rows).items()}
         reference, target = self._cameras(batch)
 
         def predict(cameras: Camera) -> Tensor:
@@ -221,7 +234,8 @@ class _TUNetTask:
     def _pairs(self, scene: StoredScene, rng: np.random.Generator) -> list[tuple[int, int]]:
         if self.config.pairs == "paper":
             return paper_pairs(len(scene.frames), rng)
-        return any_pairs(len(scene.frames), PAIRS_PER_SCENE, rng, self.config.max_gap or None)
+        pairs = any_pairs(len(scene.frames), PAIRS_PER_SCENE, rng, self.config.max_gap or None)
+        return [(min(pair), max(pair)) for pair in pairs] if self.config.pairs == "forward" else pairs
 
     def _epoch(self, epoch: int) -> list[tuple[int, int, int]]:
         """All (scene, reference, target) of an epoch, shuffled."""
@@ -229,21 +243,30 @@ class _TUNetTask:
         triples = [(i, *pair) for i, scene in enumerate(self.scenes) for pair in self._pairs(scene, rng)]
         return [triples[i] for i in rng.permutation(len(triples))]
 
-    def _row(self, scene: StoredScene, reference: int, target: int, mirrored: bool, hidden: bool) -> dict[str, Tensor]:
-        means = [self.store.mean(scene, frame) for frame in (reference, target)]
-        cameras = self.store.cameras(scene)
-        scale = self.store.distance_scales(scene)[reference]
-        pair = Camera.stack([cameras[reference], cameras[target]]).relative_to(cameras[reference]).scaled(scale)
-        if mirrored:
-            means = [mean.flip(-1) for mean in means]
-            pair = pair.mirrored()
-        category = None if hidden or scene.category not in self.model.config.categories else scene.category
+    def _batch(self, rows: list[tuple[StoredScene, int, int, bool, bool]]) -> dict[str, Tensor]:
+        """The tensors of pairs: (scene, reference, target, whether mirrored, whether the category is hidden) each.
+
+        All arithmetic is done for the batch at once: pair by pair it would take longer than a GPU's training step.
+        """
+        stored = [(scene, (reference, target)) for scene, reference, target, _, _ in rows]
+        means, intrinsics, poses, scales = (
+            torch.stack([self.store.rows(name, scene, frames) for scene, frames in stored])
+            for name in ("mean", "intrinsics", "world_to_camera", "distance_scale")
+        )
+        size = self.store.image_size
+        cameras = Camera(intrinsics, poses, size, size)
+        cameras = cameras.relative_to(cameras[:, :1]).scaled(scales[:, :1])
+        means = means.float()
+        flip = torch.tensor([mirrored for *_, mirrored, _ in rows])
+        other, flip = cameras.mirrored(), flip.view(-1, 1, 1, 1)
+        known = set(self.model.config.categories)
+        categories = [scene.category if scene.category in known and not hidden else None for scene, *_, hidden in rows]
         return {
-            "mean": means[0],
-            "target": means[1],
-            "intrinsics": pair.intrinsics,
-            "world_to_camera": pair.world_to_camera,
-            "category": self.model.category_ids([category])[0],
+            "mean": torch.where(flip, means[:, 0].flip(-1), means[:, 0]),
+            "target": torch.where(flip, means[:, 1].flip(-1), means[:, 1]),
+            "intrinsics": torch.where(flip, other.intrinsics, cameras.intrinsics),
+            "world_to_camera": torch.where(flip, other.world_to_camera, cameras.world_to_camera),
+            "category": self.model.category_ids(categories),
         }
 
     def _cameras(self, batch: dict[str, Tensor]) -> tuple[Camera, Camera]:
@@ -259,7 +282,3 @@ class _TUNetTask:
             except SidestepError as error:
                 logger.warning("no sample pictures: %s", error)
         return self._prior
-
-
-def _stack(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
