@@ -3,13 +3,19 @@
 import importlib
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderTiny, DDPMScheduler, UNet2DModel
 
+from sidestep.captures import read_captures
+from sidestep.captures.splits import write_split
+from sidestep.encoding import encode_captures
 from sidestep.errors import SidestepError
+from sidestep.inversion import InversionSettings
+from sidestep.models import model_folder
 from sidestep.prior import LatentPrior
 
 ROOT = Path(__file__).parents[1]
@@ -98,6 +104,34 @@ def test_the_agreement_of_views_is_beside_that_of_the_true_photos(table, make_ti
     assert change == pytest.approx(float(rows["A, 0.5"][0].split()[0]) - float(rows["A, 0"][0].split()[0]), abs=0.011)
     with pytest.raises(SidestepError, match="3 or more"):
         table("consistency", *options[:-1], "2")
+
+
+def test_variants_train_alike_and_are_compared_with_the_full_one(monkeypatch, capsys, tmp_path):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    scenes = [replace(scene, frames=scene.frames[:6]) for scene in read_captures(DATA)]
+    write_split(tmp_path / "split.json", {"train": scenes[:2], "val": scenes[2:], "test": []})
+    prior = LatentPrior.from_pretrained(model_folder("bundled"), "cpu")
+    encode_captures(prior, scenes, tmp_path / "latents", InversionSettings(400, 2), prior_name="bundled")
+    tiny = "{block_out_channels: [32, 64], attention_levels: 1, head_dim: 32, time_embed_dim: 32, down_layers: 1, "
+    tiny += "up_layers: 2, finest_attention: false}"
+    overrides = [f"tunet={tiny}", f"split={tmp_path / 'split.json'}", "batch_size=2"]
+    options = ["--latents", tmp_path / "latents", "--data", DATA, "--runs", tmp_path / "runs", "--device", "cpu"]
+    options += ["--steps", 2, "--sampling-steps", 1, "--pairs", 2, "--variants", "no-cross-attention", "unmirrored"]
+    arguments = [*map(str, options), "--set", *overrides]
+
+    def rows():
+        importlib.import_module("ablations").main(arguments)
+        return [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[4:]]
+
+    full, without, unmirrored = rows()
+    assert float(full[1][:-1]) > float(without[1][:-1])
+    assert full[1] == unmirrored[1]
+    assert float(full[2].split()[0]) > 5
+    for row in (without, unmirrored):
+        assert [cell[0] in "+-" for cell in row[2:]] == [True] * 3
+        assert row[2] != "+0.00 [+0.00, +0.00]"
+    assert rows() == [full, without, unmirrored]  # from finished runs
+    sys.modules.pop("ablations")
 
 
 @pytest.mark.slow
