@@ -211,7 +211,7 @@ class LatentPrior(torch.nn.Module):
                 parts["scheduler"]["prediction_type"] = prediction_type
         prior = cls(**parts)
         prior.fingerprint()  # before the weights lose bits to `dtype`
-        return prior.to(device=place, dtype=dtype or network_dtype(place), memory_format=memory_format(place))
+        return prior.to(device=place, dtype=dtype or network_dtype(place)).to(memory_format=memory_format(place))
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -368,7 +368,10 @@ class LatentPrior(torch.nn.Module):
                         continue
                     digest.update(f"{key} {tuple(weight.shape)}".encode())
                     half = weight.detach().to(torch.bfloat16).cpu().contiguous()
-                    digest.update(half.view(torch.uint8).numpy().data if half.ndim else str(half.item()).encode())
+                    # Flat first, because a contiguous dimension of size 1 may have any stride.
+                    digest.update(
+                        half.flatten().view(torch.uint8).numpy().data if half.ndim else str(half.item()).encode()
+                    )
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
@@ -414,8 +417,13 @@ class LatentPrior(torch.nn.Module):
         """The empty prompt of SDXL, which was trained to be told nothing by zeros."""
         config = _plain(self.unet).config
         lengths = [encoder.config.max_position_embeddings for encoder, _ in self._readers()]
-        pooled = config.projection_class_embeddings_input_dim - SIZE_NUMBERS * config.addition_time_embed_dim
-        return EmptyPrompt(min(lengths, default=PROMPT_LENGTH), config.cross_attention_dim, pooled)
+        return EmptyPrompt(min(lengths, default=PROMPT_LENGTH), config.cross_attention_dim, self._pooled_width())
+
+    def _pooled_width(self) -> int:
+        """Of the one vector that a prompt is told to SDXL's U-Net by, beside the sizes."""
+        config = _plain(self.unet).config
+        width: int = config.projection_class_embeddings_input_dim - SIZE_NUMBERS * config.addition_time_embed_dim
+        return width
 
     def _check_widths(self) -> None:
         """Refuses text parts that belong to another U-Net, before torch would, in its own words."""
@@ -423,11 +431,18 @@ class LatentPrior(torch.nn.Module):
         if not self.needs_prompt or not isinstance(wanted, int):
             return
         if self.empty_prompt is not None:
-            widths = [self.empty_prompt.config.width]
-            _refuse_width("empty prompt", widths, wanted)
+            _refuse_width("empty prompt's", [self.empty_prompt.config.width], wanted)
+            if takes_pooled(_plain(self.unet)):
+                _refuse_width(
+                    "empty prompt's pooled", [self.empty_prompt.config.pooled_width or 0], self._pooled_width()
+                )
         if self.reads_text:
-            widths = [encoder.config.hidden_size for encoder, _ in self._readers()]
-            _refuse_width("text encoder", widths, wanted)
+            encoders = [encoder for encoder, _ in self._readers()]
+            _refuse_width("text encoder's", [encoder.config.hidden_size for encoder in encoders], wanted)
+            if takes_pooled(_plain(self.unet)):
+                projection = getattr(encoders[-1], "text_projection", None)
+                width = 0 if projection is None else encoders[-1].config.projection_dim
+                _refuse_width("second text encoder's pooled", [width], self._pooled_width())
 
     def _empty(self) -> PromptEmbeds:
         if self.empty_prompt is not None:
@@ -492,8 +507,7 @@ def _plain(network: Any) -> Any:
 def _refuse_width(part: str, widths: Sequence[int], wanted: int) -> None:
     if sum(widths) != wanted:
         raise SidestepError(
-            f"the {part}'s embeddings are {sum(widths)} wide but the U-Net attends to {wanted}; they do not belong "
-            "together"
+            f"the {part} embeddings are {sum(widths)} wide but the U-Net takes {wanted}; they do not belong together"
         )
 
 

@@ -40,6 +40,8 @@ def load_folder(folder: str, variant: str | None, hub: Mapping[str, Any]) -> dic
         SidestepError: if a part is missing, unreadable, not in safetensors, or not supported.
     """
     index = _read_index(folder, hub)
+    if index.get("requires_aesthetics_score"):
+        raise SidestepError(f"{folder}: SDXL's refiner, which only goes on from its base model; use the base model")
     names = _part_names(folder, index)
     parts: dict[str, Any] = {
         "vae": _load(AUTOENCODERS, folder, "vqvae" if "vqvae" in names else "vae", variant, hub),
