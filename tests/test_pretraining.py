@@ -28,7 +28,7 @@ from sidestep.pretraining import PretrainConfig, pretrain
 from sidestep.pretraining.autoencoder import AutoencoderTask, Sample, build_autoencoder
 from sidestep.pretraining.config import AutoencoderConfig, UNetConfig
 from sidestep.pretraining.pictures import pictures_by_split
-from sidestep.pretraining.unet import UNetTask, build_unet
+from sidestep.pretraining.unet import NoisySample, UNetTask, build_unet
 from sidestep.prior import LatentPrior
 from sidestep.trajectories import orbit
 
@@ -323,7 +323,7 @@ class Perfect(torch.nn.Module):
         super().__init__()
         self.mirrors = mirrors
 
-    def forward(self, images: Any, noise: float = 0.0, mirrored: Any = None) -> Any:
+    def forward(self, images: Any, noise: Any = None, mirrored: Any = None) -> Any:
         latents = torch.randn(64, 4, 8, 8)  # of mean 0 and deviation 1, as they should be
         if mirrored is None or not self.mirrors:
             return images, latents
@@ -357,13 +357,13 @@ def test_samples_of_the_unet_cover_every_timestep(finished: PretrainConfig) -> N
     latents = torch.randn(10, 4, 4, 4).half()
     task = unet_task(finished, latents, batch_size=50)
     samples = [item for step in range(100) for item in task.draw(step)]
-    timesteps = np.array([timestep for _, timestep, _ in samples])
+    timesteps = np.array([sample.timestep for sample in samples])
     assert np.mean(timesteps < 600) == pytest.approx(0.75, abs=0.03)
     assert timesteps.min() < 10
     assert timesteps.max() > 990
-    assert {index for index, _, _ in samples} == set(range(10))
-    assert np.mean([mirrored for *_, mirrored in samples]) == pytest.approx(0.5, abs=0.03)
-    batch = task.collate([(3, 100, False), (3, 999, True)])
+    assert {sample.latent for sample in samples} == set(range(10))
+    assert np.mean([sample.mirrored for sample in samples]) == pytest.approx(0.5, abs=0.03)
+    batch = task.collate([NoisySample(3, 100, False), NoisySample(3, 999, True)])
     assert batch["timesteps"].tolist() == [100, 999]
     assert torch.equal(batch["latents"], torch.stack([latents[3], latents[3].flip(-1)]).float())
 
@@ -372,7 +372,7 @@ def test_samples_of_the_unet_mix_captures_and_photographs(finished: PretrainConf
     config = replace(finished, unet=replace(finished.unet, batch_size=50))
     latents = {"train": torch.zeros(10, 4, 4, 4), "train_photographs": torch.ones(30, 4, 4, 4)}
     task = UNetTask(build_unet(config.unet, 4, 4), build_autoencoder(config.autoencoder), latents, config)
-    drawn = [index for step in range(100) for index, _, _ in task.draw(step)]
+    drawn = [sample.latent for step in range(100) for sample in task.draw(step)]
     assert set(drawn) == set(range(40))
     batches = torch.cat([task.collate(task.draw(step))["latents"] for step in range(100)])
     assert float(batches.mean()) == pytest.approx(0.25, abs=0.03)
@@ -393,7 +393,7 @@ def test_the_unet_learns_what_its_schedule_says(finished: PretrainConfig, predic
             return self
 
     assert task.prior().prediction_type == prediction_type
-    assert float(task.loss(Answer(), task.collate([(0, 50, False), (1, 900, True)]))[0]) < 1e-8
+    assert float(task.loss(Answer(), task.collate([NoisySample(0, 50, False), NoisySample(1, 900, True)]))[0]) < 1e-8
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
@@ -416,7 +416,7 @@ def test_min_snr_weighs_the_error_of_the_clean_latent(finished: PretrainConfig, 
                 return self
 
         model = Wrong()
-        loss = float(task.loss(model, task.collate([(0, timestep, False)]))[0])
+        loss = float(task.loss(model, task.collate([NoisySample(0, timestep, False)]))[0])
         assert loss == pytest.approx(float(model.error * min(float(a / (1 - a)), 5.0)), rel=1e-3)
     assert alphas[50] / (1 - alphas[50]) > 5 > alphas[400] / (1 - alphas[400])
 
@@ -647,7 +647,7 @@ def test_validation_tells_sharpness_where_a_perceptual_term_is_on(finished: Pret
             self.alter = alter
             self.weight = torch.nn.Parameter(torch.zeros(1))
 
-        def forward(self, images: Any, noise: float = 0.0, mirrored: Any = None) -> Any:
+        def forward(self, images: Any, noise: Any = None, mirrored: Any = None) -> Any:
             result, latents = super().forward(self.alter(images), noise, mirrored)
             return result, latents
 

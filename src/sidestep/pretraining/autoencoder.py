@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import PartialState
 from diffusers import AutoencoderDC
 from PIL import Image
 from torch import Tensor
@@ -13,6 +12,7 @@ from torch import Tensor
 from sidestep.devices import autocast
 from sidestep.features import ImageFeatures, perceptual_distance
 from sidestep.images import gradient_energy, resize_and_crop, to_image, to_tensor
+from sidestep.loop import this_process
 from sidestep.pretraining.config import AutoencoderConfig, PretrainConfig
 from sidestep.pretraining.pictures import Picture, Pictures, load_pictures, open_picture, psnr, sheet, square_part
 
@@ -42,14 +42,15 @@ class _AutoencoderTraining(torch.nn.Module):
         # On a CPU these convolutions run 1.7 times faster with channels last.
         self.vae = vae.to(memory_format=torch.channels_last)
 
-    def forward(self, images: Tensor, noise: float = 0.0, mirrored: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, images: Tensor, noise: Tensor | None = None, mirrored: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         latents = self.vae.encode(images.contiguous(memory_format=torch.channels_last)).latent
         disturbed = latents
         if mirrored is not None:
             disturbed = torch.where(mirrored.view(-1, 1, 1, 1), disturbed.flip(-1), disturbed)
-        if noise:
-            deviation = noise * torch.rand(len(latents), 1, 1, 1, device=latents.device)
-            disturbed = disturbed + deviation * torch.randn_like(disturbed)
+        if noise is not None:
+            disturbed = disturbed + noise
         return self.vae.decode(disturbed).sample, latents
 
 
@@ -60,6 +61,8 @@ class Sample(NamedTuple):
         picture: index into the captures' pictures and, after them, the photographs.
         size: what the picture's shorter side is scaled to, in pixels.
         down, across: where between the upmost or leftmost crop (0) and the lowest or rightmost (1).
+        flipped: whether its latent is decoded mirrored.
+        seed: of the noise on its latent.
     """
 
     picture: int
@@ -67,6 +70,8 @@ class Sample(NamedTuple):
     down: float
     across: float
     mirrored: bool
+    flipped: bool = False
+    seed: int = 0
 
 
 class AutoencoderTask:
@@ -78,7 +83,7 @@ class AutoencoderTask:
         self.model = _AutoencoderTraining(vae)
         vae.encoder.requires_grad_(config.autoencoder.train == "all")
         perceptual = config.autoencoder.perceptual_weight > 0
-        self.features = ImageFeatures.load(PartialState().device) if perceptual else None
+        self.features = ImageFeatures.load(this_process().device) if perceptual else None
         self.config = config
         self.captured = len(pictures["train"])
         self.pictures = pictures["train"] + (photographs["train"] if photographs else [])
@@ -96,26 +101,32 @@ class AutoencoderTask:
                 low, high = self.captured, len(self.pictures)
                 size = int(rng.integers(size, 2 * size + 1))
             index, down, across = int(rng.integers(low, high)), rng.random(), rng.random()
-            samples.append(Sample(index, size, down, across, bool(rng.integers(2))))
+            mirrored, flipped, seed = rng.integers(2), rng.integers(2), rng.integers(2**62)
+            samples.append(Sample(index, size, down, across, bool(mirrored), bool(flipped), int(seed)))
         return samples
 
     def collate(self, samples: list[Any]) -> dict[str, Tensor]:
         crop = self.config.autoencoder.crop
-        images = []
-        for index, size, down, across, mirrored in samples:
+        vae = self.model.vae.config
+        side = crop // 2 ** (len(vae.encoder_block_out_channels) - 1)
+        images, noises = [], []
+        for index, size, down, across, mirrored, _, seed in samples:
             image = open_picture(self.pictures[index])
             if index < self.captured:  # the prior is only ever shown the centre of these
                 image = resize_and_crop(image, size)
             tensor = to_tensor(square_part(image, crop / size, down, across, crop))
             images.append(tensor.flip(-1) if mirrored else tensor)
-        return {"images": torch.stack(images)}
+            own = torch.Generator().manual_seed(seed)
+            deviation = self.config.autoencoder.latent_noise * torch.rand(1, generator=own)
+            noises.append(deviation * torch.randn(vae.latent_channels, side, side, generator=own))
+        flipped = torch.tensor([sample.flipped for sample in samples])
+        return {"images": torch.stack(images), "noise": torch.stack(noises), "flipped": flipped}
 
     def loss(self, model: torch.nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        images = batch["images"]
-        mirrored = torch.rand(len(images), device=images.device) < 0.5
-        reconstruction, latents = model(images, self.config.autoencoder.latent_noise, mirrored)
+        images, flipped = batch["images"], batch["flipped"]
+        reconstruction, latents = model(images, batch["noise"], flipped)
         reconstruction, latents = reconstruction.float(), latents.float()
-        target = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
+        target = torch.where(flipped.view(-1, 1, 1, 1), images.flip(-1), images)
         error = F.l1_loss(reconstruction, target) + F.mse_loss(reconstruction, target)
         # Edges outweigh hues in an error of pixels, so that an axis of colour can stay unlearned: hues count on their
         # own, averaged over a latent's cell.

@@ -3,12 +3,11 @@
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from diffusers import AutoencoderDC, UNet2DModel
 
 from sidestep.errors import SidestepError
 from sidestep.files import atomic_path
-from sidestep.loop import fit
+from sidestep.loop import fit, this_process
 from sidestep.models import model_folder
 from sidestep.pretraining.autoencoder import AutoencoderTask, build_autoencoder
 from sidestep.pretraining.config import PretrainConfig
@@ -31,16 +30,18 @@ def pretrain(config: PretrainConfig) -> Path:
     pictures = pictures_by_split(config.data)
     photographs = pictures_by_split(config.photographs) if config.photographs else None
     initial = _initial_prior(config)
+    torch.manual_seed(config.autoencoder.seed)
     vae = initial.vae if initial else build_autoencoder(config.autoencoder)
     training = AutoencoderTask(vae, pictures, config, photographs)
     before = [weight.detach().cpu().clone() for weight in vae.encoder.parameters()]
     fit(training, config.autoencoder, config.out / "autoencoder", config)
     kept = initial and all(map(torch.equal, before, (weight.cpu() for weight in vae.encoder.parameters())))
-    process = PartialState()
+    process = this_process()
     if initial and kept and config.unet.steps == 0 and not (config.out / "unet").exists():
         prior = initial  # whose decoder has been trained where it is
     else:
         latent_size = config.image_size // 2 ** (len(vae.config.encoder_block_out_channels) - 1)
+        torch.manual_seed(config.unet.seed)
         unet = initial.unet if initial else build_unet(config.unet, latent_size, vae.config.latent_channels)
         factor = vae.config.scaling_factor if kept else None
         with process.main_process_first():  # the others find it on disk

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,6 +35,20 @@ def build_unet(config: UNetConfig, sample_size: int, latent_channels: int) -> UN
         up_block_types=up,
         attention_head_dim=32,
     )
+
+
+class NoisySample(NamedTuple):
+    """One latent to train the U-Net on.
+
+    Attributes:
+        latent: index into the captures' latents and, after them, the photographs'.
+        seed: of its noise.
+    """
+
+    latent: int
+    timestep: int
+    mirrored: bool
+    seed: int = 0
 
 
 class UNetTask:
@@ -70,17 +84,23 @@ class UNetTask:
         if self.captured < len(self.train):
             photographs = rng.integers(self.captured, len(self.train), size=size)
             indices = np.where(rng.random(size) < self.config.photograph_share, photographs, indices)
-        return list(zip(indices.tolist(), timesteps.tolist(), mirrored.tolist(), strict=True))
+        columns = (indices, timesteps, mirrored, rng.integers(2**62, size=size))
+        return [NoisySample(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
     def collate(self, samples: list[Any]) -> dict[str, Tensor]:
-        indices, timesteps, mirrored = zip(*samples, strict=True)
+        indices, timesteps, mirrored, seeds = zip(*samples, strict=True)
         latents = self.train[list(indices)].float()
         flip = torch.tensor(mirrored).view(-1, 1, 1, 1)
-        return {"latents": torch.where(flip, latents.flip(-1), latents), "timesteps": torch.tensor(timesteps)}
+        noises = [torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        return {
+            "latents": torch.where(flip, latents.flip(-1), latents),
+            "noise": torch.stack(noises),
+            "timesteps": torch.tensor(timesteps),
+        }
 
     def loss(self, model: torch.nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        latents, timesteps = batch["latents"], batch["timesteps"]
-        errors = self._errors(model, latents, torch.randn_like(latents), timesteps)
+        timesteps = batch["timesteps"]
+        errors = self._errors(model, batch["latents"], batch["noise"], timesteps)
         if self.config.unet.snr_gamma is not None:
             alpha = self.scheduler.alphas_cumprod.to(errors)[timesteps]
             snr = alpha / (1 - alpha)
