@@ -1,8 +1,11 @@
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderTiny, DDPMScheduler, UNet2DConditionModel, UNet2DModel
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
+from sidestep import Camera, NovelViewPipeline, TUNet, step_aside
 from sidestep.caching import cached_features
 from sidestep.errors import SidestepError
 from sidestep.inversion import inversion_grid, invert, sample
@@ -129,3 +132,30 @@ def test_what_cannot_be_cached_is_refused():
     unet.compile()
     with pytest.raises(SidestepError, match="not compiled"), cached_features(unet, 2):
         pass
+
+
+def test_a_pipeline_caches_both_ways_and_not_unless_asked():
+    torch.manual_seed(0)
+    prior = make_prior(make_unet("plain"))
+    sizes = {"sample_size": 16, "block_out_channels": (16, 32), "attention_levels": 1, "head_dim": 8, "norm_groups": 4}
+    tunet = TUNet(**sizes, cross_attention_dim=24, time_embed_dim=24, inversion_steps=4).eval()
+    pipe = NovelViewPipeline(tunet, **prior.parts)
+    pipe.set_progress_bar_config(disable=True)
+    photo = Image.effect_noise((32, 32), 60)
+    targets = [step_aside(Camera.from_fov(45, 32, 32), 10.0)]
+
+    def make(**options):
+        with FlopCounterMode(display=False) as counter:
+            views = pipe(photo, targets, steps=4, **options)
+        return np.asarray(views.images[0], np.float64), counter.get_total_flops()
+
+    plain, whole = make()
+    same, again = make(cache_interval=1)
+    cached, less = make(cache_interval=2)
+    assert again == whole
+    assert (same == plain).all()
+    assert less < 0.9 * whole
+    assert 0 < np.abs(cached - plain).mean() < 10
+    inverted = pipe.invert(photo, cache_interval=2)
+    half, _ = make(cache_interval=2)
+    assert (np.asarray(pipe(inverted, targets, steps=4, cache_interval=2).images[0]) == half).all()

@@ -20,7 +20,7 @@ NAME = "sidestep_feature_caching"
 
 
 @contextmanager
-def cached_features(unet: nn.Module, interval: int, levels: int = 1) -> Iterator[None]:
+def cached_features(unet: Any, interval: int, levels: int = 1) -> Iterator[None]:
     """Caches the features of `unet` for one walk over a grid: one inversion, or the sampling of one batch.
 
     The first pass inside is whole, and so is one on a batch of another shape than that before it. What was cached is
@@ -87,14 +87,14 @@ class _Skip(ModelHook):
             return self.fn_ref.original_forward(*args, **kwargs)
         return self.instead(module, kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
 
-    def instead(self, module: nn.Module, hidden: Tensor) -> Any:
+    def instead(self, module: Any, hidden: Tensor) -> Any:
         return hidden
 
 
 class _SkipDown(_Skip):
     """The same for a block going down, which also hands on one feature a layer."""
 
-    def instead(self, module: nn.Module, hidden: Tensor) -> Any:
+    def instead(self, module: Any, hidden: Tensor) -> Any:
         sampler = getattr(module, "downsamplers", None)
         return hidden, (hidden,) * (len(module.resnets) + (0 if sampler is None else len(sampler)))
 
@@ -108,7 +108,7 @@ class _Enter(_Skip):
         return self.walk.features
 
 
-def _refuse_unfit(unet: nn.Module, levels: int) -> None:
+def _refuse_unfit(unet: Any, levels: int) -> None:
     if hasattr(unet, "_orig_mod") or getattr(unet, "_compiled_call_impl", None) is not None:
         raise SidestepError("feature caching needs a U-Net that is not compiled; leave out one or the other")
     if not isinstance(unet, UNet2DModel | UNet2DConditionModel):

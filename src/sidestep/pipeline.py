@@ -17,9 +17,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from sidestep.batches import in_batches
+from sidestep.caching import cached_features
 from sidestep.cameras import Camera, distance_scale
 from sidestep.consistency import steady
-from sidestep.devices import autocast, execution_device
+from sidestep.devices import autocast, execution_device, memory_format
 from sidestep.errors import SidestepError
 from sidestep.files import atomic_path
 from sidestep.fusion import FusionSettings, Method, choose, fuse
@@ -192,7 +193,8 @@ class NovelViewPipeline(DiffusionPipeline):
             raise SidestepError(
                 f"{folder}: TUNet was trained on the latents of another prior than {prior or folder}; name its own"
             )
-        tunet.to(loaded.vae.device).requires_grad_(False).eval()
+        device = execution_device(loaded.vae)
+        tunet.to(device, memory_format=memory_format(device)).requires_grad_(False).eval()
         return cls(tunet, **loaded.parts)
 
     def save_pretrained(
@@ -270,12 +272,13 @@ class NovelViewPipeline(DiffusionPipeline):
         source: Camera | None = None,
         *,
         scale: float | None = None,
+        cache_interval: int = 1,
         progress: Progress | None = None,
     ) -> Reference:
         """Encodes and inverts a photo once, for several calls.
 
         Args:
-            photo, source, scale, progress: as in `__call__`.
+            photo, source, scale, cache_interval, progress: as in `__call__`.
 
         Raises:
             SidestepError: if the photo cannot be read, or its camera has another size.
@@ -291,7 +294,8 @@ class NovelViewPipeline(DiffusionPipeline):
         latents = self.prior.encode(to_tensor(image)[None])
         settings = self._inversion
         show = partial(progress or self._bars(), "invert")
-        inverted = invert(self.prior, latents, settings.grid, settings.timestep, progress=show)
+        with cached_features(self.unet, cache_interval):
+            inverted = invert(self.prior, latents, settings.grid, settings.timestep, progress=show)
         self.maybe_free_model_hooks()
         return Reference(image, source, scale, inverted)
 
@@ -338,6 +342,7 @@ class NovelViewPipeline(DiffusionPipeline):
         scale: float | None = None,
         batch_size: int = 8,
         consistency: float = 0.0,
+        cache_interval: int = 1,
         progress: Progress | None = None,
         on_coarse: Callable[[list[Image.Image]], None] | None = None,
         generator: torch.Generator | None = None,
@@ -368,6 +373,8 @@ class NovelViewPipeline(DiffusionPipeline):
             batch_size: views made together; fewer where memory is too small for so many.
             consistency: for targets that are a path, from 0 to 1: above 0 all views share the noise that is drawn, and
                 the next view counts so much in a view's mean (`sidestep.consistency`; its worth is in docs/video.md).
+            cache_interval: every how manieth step of inversion and sampling runs the whole U-Net, and the others its
+                outer levels only (`sidestep.caching`; what that gains and costs is in docs/speed.md). 1: every step.
             progress: called with (stage, steps done, steps in all), in place of diffusers' progress bar. What it raises
                 ends the call.
             on_coarse: called with all coarse views before the first final one is sampled.
@@ -407,9 +414,10 @@ class NovelViewPipeline(DiffusionPipeline):
         if isinstance(photo, Reference):
             reference = photo
         else:
-            reference = self.invert(photo, source, scale=scale, progress=progress)
+            reference = self.invert(photo, source, scale=scale, cache_interval=cache_interval, progress=progress)
         if reference.late is None and any(settings.needs_late(method) for method in methods):
-            reference.late = self._invert_further(reference.inverted, progress)
+            with cached_features(self.unet, cache_interval):
+                reference.late = self._invert_further(reference.inverted, progress)
         relative = self._relative(reference, cameras, scale)
         means = self._translate(reference, relative, category, batch_size)
         if consistency:
@@ -434,8 +442,9 @@ class NovelViewPipeline(DiffusionPipeline):
             for method in methods:
                 start = self._fuse(method, means[chosen], reference, settings, drawn[chosen])
                 show = partial(progress, f"{named}, {method}")
-                latents = sample(self.prior, start, grid, *prompts, guidance, show, on_step_end)
-                pictures[method] = self.prior.decode(latents).cpu()
+                with cached_features(self.unet, cache_interval):
+                    latents = sample(self.prior, start, grid, *prompts, guidance, show, on_step_end)
+                pictures[method] = self._decode(latents, len(latents))
                 if self._interrupt:
                     break
             return pictures
@@ -554,8 +563,12 @@ class NovelViewPipeline(DiffusionPipeline):
 
     def _decode_means(self, means: Tensor, batch_size: int) -> list[Image.Image]:
         star = math.sqrt(self.tunet.config.alpha_star)
-        batches = in_batches(lambda chosen: self.prior.decode(means[chosen] / star).cpu(), len(means), batch_size)
-        return [to_image(picture) for pictures in batches for picture in pictures]
+        return [to_image(picture) for picture in self._decode(means / star, batch_size)]
+
+    def _decode(self, latents: Tensor, batch_size: int) -> Tensor:
+        """Pictures (B, 3, H, W) on the CPU. Where memory is too small, they are halved and not what was made before."""
+        pictures = in_batches(lambda chosen: self.prior.decode(latents[chosen]).cpu(), len(latents), batch_size)
+        return torch.cat(list(pictures))
 
     def _encode_prompts(
         self, prompt: str | None, negative_prompt: str | None, guidance: float
