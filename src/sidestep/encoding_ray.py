@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,8 +26,8 @@ from sidestep.prior import LatentPrior
 
 logger = logging.getLogger(__name__)
 
-# How often a shard is handed out again after a worker has died with it.
-RETRIES = 5
+# How many workers may die of one shard; Ray would give it to others for ever.
+TRIES = 4
 
 # For a cluster of this machine alone. Ray reads them when it is imported, and so do the processes that it starts.
 LOCAL = {
@@ -66,9 +67,14 @@ class RayEngine:
             logging.getLogger("ray.data").setLevel(logging.ERROR)
             context = ray.data.DataContext.get_current()
             context.enable_progress_bars = context.print_on_execution_start = False
+            for shard in shards:
+                _tries(shard.file).unlink(missing_ok=True)
             # A block a shard, because a block is what Ray hands out.
             blocks = ray.data.from_items(
-                [{"index": index, "shard": pickle.dumps(shard)} for index, shard in enumerate(shards)],
+                [
+                    {"index": index, "file": str(shard.file), "shard": pickle.dumps(shard)}
+                    for index, shard in enumerate(shards)
+                ],
                 override_num_blocks=len(shards),
             )
             made = blocks.map(
@@ -77,16 +83,11 @@ class RayEngine:
                 compute=ray.data.ActorPoolStrategy(size=min(workers, len(shards)), max_tasks_in_flight_per_actor=1),
                 num_cpus=cores,
                 num_gpus=1 if device == "cuda" else 0,
-                ray_remote_args_fn=lambda: {"max_task_retries": RETRIES},  # by default for ever
             )
-            try:
-                for row in made.iter_rows():
-                    if row["error"]:
-                        raise SidestepError(row["error"])
-                    yield shards[row["index"]]
-            except ray.exceptions.ActorDiedError as error:
-                told = " ".join(str(error).split())
-                raise SidestepError(f"a shard's workers died {RETRIES + 1} times, of memory perhaps: {told}") from None
+            for row in made.iter_rows():
+                if row["error"]:
+                    raise SidestepError(row["error"])
+                yield shards[row["index"]]
 
     def _divide(self, machines: Sequence[tuple[int, int]], may_grow: bool) -> tuple[int, int, str | None]:
         """How many workers, with how many cores each, on which device.
@@ -134,7 +135,7 @@ class _Worker:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         error = ""
         try:
-            self._make(pickle.loads(row["shard"]))
+            self._make(Path(row["file"]), row["shard"])
         except SidestepError as problem:
             error = f"{problem}{self.where}"
         except (MemoryError, torch.OutOfMemoryError):
@@ -144,15 +145,26 @@ class _Worker:
             error = f"{told}{self.where}"
         return {"index": row["index"], "error": error}
 
-    def _make(self, shard: Shard) -> None:
-        if not shard.file.with_name("store.json").exists():
-            raise SidestepError(f"{shard.file.parent}: not here; give --out a folder that all machines share")
+    def _make(self, file: Path, pickled: bytes) -> None:
+        if not file.with_name("store.json").exists():
+            raise SidestepError(f"{file.parent}: not here; give --out a folder that all machines share")
+        tries = _tries(file)
+        with tries.open("ab") as count:
+            count.write(b".")
+        if tries.stat().st_size > TRIES:
+            raise SidestepError(f"{file}: {TRIES} workers died making it, of too little memory perhaps; see Ray's logs")
         if self.prior is None:
             prior = LatentPrior.from_pretrained(model_folder(self.job.prior), self.device)
             if prior.fingerprint() != self.job.prior_fingerprint:
                 raise SidestepError(f"{self.job.prior}: another prior than where the work was started; copy it anew")
             self.prior = prior
-        make_shard(self.prior, self.job, shard)
+        make_shard(self.prior, self.job, pickle.loads(pickled))
+        tries.unlink(missing_ok=True)
+
+
+def _tries(file: Path) -> Path:
+    """Where it is counted, a byte each, how often a shard was begun and has not ended."""
+    return file.with_name(f".{file.stem}.tries")
 
 
 @contextmanager
