@@ -159,12 +159,11 @@ class _Worker:
                 raise SidestepError(f"{self.job.prior}: another prior than where the work was started; copy it anew")
             self.prior = prior
         make_shard(self.prior, self.job, pickle.loads(pickled))
-        tries.unlink(missing_ok=True)
 
 
 def _tries(file: Path) -> Path:
-    """Where it is counted, a byte each, how often a shard was begun and has not ended."""
-    return file.with_name(f".{file.stem}.tries")
+    """Where it is counted, a byte each, how often a shard was begun; swept with temporary files once it is there."""
+    return file.with_name(f".{file.stem}.tries.part{file.suffix}")
 
 
 @contextmanager
