@@ -2,38 +2,18 @@
 
 import itertools
 import math
+from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMInverseScheduler, DDIMScheduler, UNet2DModel
+from diffusers import DDIMInverseScheduler, DDIMScheduler
 
 from sidestep.errors import SidestepError
 from sidestep.inversion import InversionSettings, inversion_grid, invert, late_grid, sample
-from sidestep.prior import LatentPrior
 
-SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-
-
-class GaussianPrior:
-    """The exact denoiser of data that is N(m, s^2) in every entry; remembers where it was asked."""
-
-    num_train_timesteps = 1000
-    m, s = 0.7, 0.6
-
-    def __init__(self):
-        self.alphas_cumprod = (1 - DDIMScheduler(**SD).betas.double()).cumprod(0)
-        self.asked = []
-
-    def predict_noise(self, x, timestep, prompt_embeds=None, negative_embeds=None, guidance=1.0):
-        self.asked.append(timestep)
-        a = float(self.alphas_cumprod[timestep])
-        return math.sqrt(1 - a) * (x - math.sqrt(a) * self.m) / (a * self.s**2 + 1 - a)
-
-    def exact(self, x, t_from, t_to):
-        """The probability flow ODE solved exactly: standardised values do not change."""
-        a, b = (float(self.alphas_cumprod[t]) for t in (t_from, t_to))
-        deviation = [math.sqrt(c * self.s**2 + 1 - c) for c in (a, b)]
-        return math.sqrt(b) * self.m + deviation[1] / deviation[0] * (x - math.sqrt(a) * self.m)
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(Path(__file__).parent)
+    from priors import SD, GaussianPrior, tiny_prior
 
 
 @pytest.fixture
@@ -44,23 +24,6 @@ def gaussian():
 @pytest.fixture
 def latents():
     return torch.randn(2, 4, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-
-
-def tiny_prior(prediction_type="epsilon", **schedule):
-    torch.manual_seed(0)
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    vae = AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, **blocks)
-    unet = UNet2DModel(
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(32,),
-        norm_num_groups=8,
-        layers_per_block=1,
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-    )
-    return LatentPrior(vae, unet, {**SD, **schedule, "prediction_type": prediction_type})
 
 
 def test_the_papers_grid():
