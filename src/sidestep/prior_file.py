@@ -182,9 +182,10 @@ def _network(
             token=hub.get("token"),
             config_revision=hub.get("revision"),
         )
+    except NotImplementedError:  # torch's, of weights that the file gave no values
+        raise SidestepError(f"{path}: some of the {part}'s weights are missing") from None
     except (SingleFileComponentError, OSError, ValueError, RuntimeError, KeyError) as error:
         raise unreadable(f"{path}: its {part}", error) from error
-    _refuse_missing(found, path, part)
     return found
 
 
@@ -203,15 +204,9 @@ def _text_encoder(path: str, weights: dict[str, Tensor], folder: str, part: str,
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise unreadable(f"{path}: its {part}", error) from error
-    _refuse_missing(found, path, part)
+    if any(weight.is_meta for weight in found.parameters()):
+        raise SidestepError(f"{path}: some of the {part}'s weights are missing")
     return found
-
-
-def _refuse_missing(network: torch.nn.Module, path: str, part: str) -> None:
-    """diffusers leaves weights that a file does not hold without values, and without a word."""
-    missing = [name for name, weight in network.named_parameters() if weight.is_meta]
-    if missing:
-        raise SidestepError(f"{path}: {len(missing)} of the {part}'s weights are missing, such as {missing[0]}")
 
 
 def _tokenizer(folder: str, suffix: str, encoder: Any, hub: Mapping[str, Any]) -> Any:

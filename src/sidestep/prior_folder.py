@@ -114,7 +114,8 @@ def load_text(folder: str, suffix: str, variant: str | None, hub: Mapping[str, A
         config = transformers.AutoConfig.from_pretrained(folder, subfolder=name, trust_remote_code=False, **hub)
         # The class is named there; AutoModel would give T5's whole model where only its encoder is stored.
         encoder_class = getattr(transformers, (config.architectures or ["AutoModel"])[0], None)
-        if not (isinstance(encoder_class, type) and issubclass(encoder_class, transformers.PreTrainedModel)):
+        known = isinstance(encoder_class, type) and issubclass(encoder_class, transformers.PreTrainedModel)
+        if encoder_class is None or not known:
             raise ValueError(f"{config.architectures} is no model of transformers")
         encoder, found = encoder_class.from_pretrained(
             folder, subfolder=name, variant=variant, use_safetensors=True, output_loading_info=True, **hub
