@@ -96,7 +96,7 @@ def encode_captures(
     preprocessing).
 
     Args:
-        prior_name: where the prior came from, kept (a folder as its full path) for whoever opens the store.
+        prior_name: where the prior came from, kept (a folder or file as its full path) for whoever opens the store.
         scenes_per_shard: what a killed run may lose.
         batch_size: frames inverted together.
         part: (k, n) makes the kth of n parts of the store's shards alone, k from 1 on.
@@ -119,7 +119,7 @@ def encode_captures(
     runs = [scenes[start : start + scenes_per_shard] for start in range(0, len(scenes), scenes_per_shard)]
     plan = {
         "format": FORMAT,
-        "prior": str(Path(prior_name).resolve()) if Path(prior_name).is_dir() else prior_name,
+        "prior": str(Path(prior_name).resolve()) if Path(prior_name).exists() else prior_name,
         "prior_fingerprint": prior.fingerprint(),
         "inversion": asdict(settings),
         "alpha_star": float(prior.alphas_cumprod[settings.t_star]),

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -472,6 +473,27 @@ class LatentPrior(torch.nn.Module):
         # A tensor that is already there: a number would be copied there each time, and be compiled for each time.
         output = self.unet(inputs, self._timesteps[timestep], **told).sample
         return output.to(latents.device, torch.promote_types(latents.dtype, torch.float32))
+
+
+def copy_prior(source: str | Path, out: str | Path) -> None:
+    """Puts a prior's parts into a model's folder.
+
+    Args:
+        source: a folder, whose parts are copied and keep their precision, or one that `save_pretrained` would lay out
+            otherwise (SDXL's, VQModel's) or a file, which is loaded, and written in float32.
+        out: the folder; other things in it stay.
+
+    Raises:
+        SidestepError: if `source` has to be loaded and cannot be.
+    """
+    source, out = Path(source), Path(out)
+    if not (source / "vae").is_dir() or (source / "text_encoder_2").is_dir():
+        LatentPrior.from_pretrained(source, "cpu", torch.float32).save_pretrained(out)
+        return
+    for part in PARTS:
+        if (source / part).is_dir():
+            with atomic_path(out / part) as temporary:
+                shutil.copytree(source / part, temporary)
 
 
 def forget_path(part: Any) -> None:

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import shutil
 from collections import OrderedDict
 from dataclasses import field, replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from sidestep.latents import LatentStore, StoredScene
 from sidestep.loop import LoopConfig, fit, this_process
 from sidestep.models import model_folder
 from sidestep.models.index import write_index
-from sidestep.prior import PARTS, LatentPrior
+from sidestep.prior import LatentPrior, copy_prior
 from sidestep.tunet import TUNet, load_tunet
 
 logger = logging.getLogger(__name__)
@@ -75,7 +74,7 @@ class TrainConfig(LoopConfig):
 def train(config: TrainConfig) -> Path:
     """Trains TUNet; returns the folder of the finished model. Run again to resume.
 
-    The folder holds `tunet/`, and the prior as well if that was loaded from a folder. Of several processes the first
+    The folder holds `tunet/`, and the prior as well if that was a folder or a file. Of several processes the first
     one writes it, and the others may return before it is there.
 
     Raises:
@@ -88,16 +87,18 @@ def train(config: TrainConfig) -> Path:
     if not this_process().is_main_process:
         return model
     prior = Path(model_folder(store.prior))
-    if prior.is_dir():
-        for part in PARTS:
-            if (prior / part).is_dir():
-                with atomic_path(model / part) as temporary:
-                    shutil.copytree(prior / part, temporary)
-    else:
+    whole = prior.exists()
+    if whole:
+        try:
+            copy_prior(prior, model)
+        except SidestepError as error:
+            logger.warning("%s", error)
+            whole = False
+    if not whole:
         logger.info("%s holds TUNet alone; to use it, name its prior, %s", model, store.prior)
     with atomic_path(model / "tunet") as temporary:
         task.model.half().save_pretrained(temporary)
-    if prior.is_dir():
+    if whole:
         write_index(model)
     return model
 

@@ -19,6 +19,7 @@ from sidestep.cli.capture import import_ as import_capture
 from sidestep.cli.capture import inspect as inspect_captures
 from sidestep.cli.evaluate import evaluate
 from sidestep.cli.pack import pack
+from sidestep.cli.prior import prior
 from sidestep.cli.terminal import Debug, Json, Manners, Quiet, answer, console, manners, set_up, spinner
 from sidestep.cli.training import encode, pretrain, train
 from sidestep.cli.view import view
@@ -147,6 +148,13 @@ app.command(
     rich_help_panel=VIEWS,
     epilog=_examples("sidestep app", "sidestep app --model bundled --model runs/small/model --port 8000"),
 )(mannered(page))
+app.command(
+    rich_help_panel=MODELS,
+    epilog=_examples(
+        "sidestep prior v2-1_768.safetensors sd21 --prediction-type v_prediction",
+        "sidestep prior stable-diffusion-v1-5/stable-diffusion-v1-5 sd15 --no-text",
+    ),
+)(mannered(prior))
 app.command(rich_help_panel=MODELS, epilog=_examples("sidestep encode captures --prior bundled --out latents"))(
     mannered(encode, RESUME)
 )
