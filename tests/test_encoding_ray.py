@@ -1,5 +1,6 @@
 """Encoding by the workers of a Ray cluster of this machine, against the store that one process makes."""
 
+import importlib
 import json
 import os
 import shutil
@@ -86,6 +87,19 @@ def test_a_shard_that_its_workers_die_of_ends_the_run(cluster, prior, tmp_path):
     with pytest.raises(SidestepError, match=r"shard-00002.safetensors: 4 workers died making it"):
         encode(loaded, scenes, tmp_path / "store", prior_name=str(prior), engine=RayEngine(1))
     assert {"shard-00000.safetensors", "shard-00001.safetensors"} < set(contents(tmp_path / "store"))
+
+
+@pytest.mark.slow
+def test_the_benchmark_has_a_row_for_each_number_of_workers(cluster, prior, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    importlib.import_module("encoding").main(
+        ["--data", str(FURNITURE), "--prior", str(prior), "--steps", "2", "--frames", "2", "--device", "cpu"]
+    )
+    caption, *lines = capsys.readouterr().out.splitlines()
+    assert "6 frames in 3 shards" in caption
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[3:]]
+    assert [row[0] for row in rows] == ["one process", "Ray, 1 worker", "Ray, 2 workers"]
+    assert all(float(row[1]) > 0 for row in rows)
 
 
 @pytest.mark.parametrize(
