@@ -109,28 +109,16 @@ def encode_captures(
     Raises:
         SidestepError: if `out` holds a store of another prior, other settings or other scenes, or a photo is damaged.
     """
-    if settings.t_star >= prior.num_train_timesteps:
-        raise SidestepError(f"t* {settings.t_star} is outside this prior's 0 .. {prior.num_train_timesteps - 1}")
     number, parts = part
     if not 1 <= number <= parts:
         raise SidestepError(f"part {number}/{parts}: give parts as 1/{parts} to {parts}/{parts}")
     out = Path(out).absolute()
-    scenes = _sorted(scenes)
-    runs = [scenes[start : start + scenes_per_shard] for start in range(0, len(scenes), scenes_per_shard)]
-    plan = {
-        "format": FORMAT,
-        "prior": str(Path(prior_name).resolve()) if Path(prior_name).exists() else prior_name,
-        "prior_fingerprint": prior.fingerprint(),
-        "inversion": asdict(settings),
-        "alpha_star": float(prior.alphas_cumprod[settings.t_star]),
-        "image_size": prior.image_size,
-        "shards": [{scene.id: [frame.name for frame in scene.frames] for scene in run} for run in runs],
-    }
+    plan, runs = store_plan(prior, scenes, out, settings, prior_name, scenes_per_shard)
     if read_plan(out) is None:
         # Not there: another process wrote it meanwhile, and swept.
         with suppress(FileNotFoundError):
             write_json(out / "store.json", plan)
-    _refuse_stale(out, read_plan(out) or plan, plan)
+        _refuse_stale(out, read_plan(out) or plan, plan)
     job = Job(str(plan["prior"]), prior.fingerprint(), settings, batch_size, plan_digest(plan))
     shards = [Shard(shard_path(out, index), tuple(run)) for index, run in enumerate(runs)][number - 1 :: parts]
     whole = {shard.file.name for shard in shards if _is_whole(shard.file, job.digest)}
@@ -145,6 +133,36 @@ def encode_captures(
         if progress is not None:
             progress(done, total)
     return total
+
+
+def store_plan(
+    prior: LatentPrior,
+    scenes: Sequence[Scene],
+    out: Path,
+    settings: InversionSettings,
+    prior_name: str,
+    scenes_per_shard: int,
+) -> tuple[dict[str, Any], list[list[Scene]]]:
+    """What store.json says of a store to make in `out`, and the scenes of each shard. Nothing is written.
+
+    Raises:
+        SidestepError: if t* is not the prior's, two scenes have one id, or `out` holds another store.
+    """
+    if settings.t_star >= prior.num_train_timesteps:
+        raise SidestepError(f"t* {settings.t_star} is outside this prior's 0 .. {prior.num_train_timesteps - 1}")
+    scenes = _sorted(scenes)
+    runs = [scenes[start : start + scenes_per_shard] for start in range(0, len(scenes), scenes_per_shard)]
+    plan = {
+        "format": FORMAT,
+        "prior": str(Path(prior_name).resolve()) if Path(prior_name).exists() else prior_name,
+        "prior_fingerprint": prior.fingerprint(),
+        "inversion": asdict(settings),
+        "alpha_star": float(prior.alphas_cumprod[settings.t_star]),
+        "image_size": prior.image_size,
+        "shards": [{scene.id: [frame.name for frame in scene.frames] for scene in run} for run in runs],
+    }
+    _refuse_stale(out, read_plan(out) or plan, plan)
+    return plan, runs
 
 
 def make_shard(prior: LatentPrior, job: Job, shard: Shard) -> None:
@@ -195,12 +213,16 @@ def _invert(prior: LatentPrior, job: Job, frames: Sequence[Frame]) -> tuple[Tens
     return torch.cat(means).contiguous(), torch.cat(noises).contiguous()
 
 
+def read_photos(frames: Sequence[Frame], size: int) -> Tensor:
+    """The photos of frames, scaled and cropped, (N, 3, size, size) in [-1, 1]."""
+    return torch.stack([to_tensor(resize_and_crop(frame.load(), size)) for frame in frames])
+
+
 def _batches(frames: Sequence[Frame], size: int, batch_size: int) -> Iterator[Tensor]:
     """Photos (B, 3, size, size) in [-1, 1], each batch read while the one before is worked on."""
 
     def read(start: int) -> Tensor:
-        some = frames[start : start + batch_size]
-        return torch.stack([to_tensor(resize_and_crop(frame.load(), size)) for frame in some])
+        return read_photos(frames[start : start + batch_size], size)
 
     with ThreadPoolExecutor(1) as reader:
         starts = range(0, len(frames), batch_size)

@@ -163,9 +163,10 @@ class _TUNetTask:
         splits = split_scenes(store.scenes, config.split)
         self.scenes = [scene for scene in splits["train"] if self._pairs(scene, np.random.default_rng(0))]
         self.held_out = [scene for scene in splits["val"] if self._pairs(scene, np.random.default_rng(0))]
-        skipped = len(splits["train"]) - len(self.scenes)
-        if skipped:
-            logger.warning("%d scenes have too few frames for a pair and are left out", skipped)
+        pairing = {scene.id for scene in self.scenes}
+        self.too_short = [scene for scene in splits["train"] if scene.id not in pairing]
+        if self.too_short:
+            logger.warning("%d scenes have too few frames for a pair and are left out", len(self.too_short))
         if not self.scenes or not self.held_out:
             empty = "train" if not self.scenes else "val"
             raise SidestepError(

@@ -1,6 +1,7 @@
 """The whole of a pretraining: the autoencoder first, then the latent U-Net."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from diffusers import AutoencoderDC, UNet2DModel
@@ -12,9 +13,23 @@ from sidestep.models import model_folder
 from sidestep.pretraining.autoencoder import AutoencoderTask, build_autoencoder
 from sidestep.pretraining.config import PretrainConfig
 from sidestep.pretraining.encoding import encode_once
-from sidestep.pretraining.pictures import pictures_by_split
+from sidestep.pretraining.pictures import Pictures, pictures_by_split
 from sidestep.pretraining.unet import NUM_TIMESTEPS, UNetTask, build_unet
 from sidestep.prior import LatentPrior
+
+
+class Beginning(NamedTuple):
+    """What a pretraining starts from.
+
+    Attributes:
+        task: the autoencoder's.
+        initial: the prior that `init` names, or None.
+    """
+
+    task: AutoencoderTask
+    pictures: Pictures
+    photographs: Pictures | None
+    initial: LatentPrior | None
 
 
 def pretrain(config: PretrainConfig) -> Path:
@@ -26,13 +41,8 @@ def pretrain(config: PretrainConfig) -> Path:
     Raises:
         SidestepError: if there are no pictures, settings do not fit each other, or a folder given by `init` does not.
     """
-    _check(config)
-    pictures = pictures_by_split(config.data)
-    photographs = pictures_by_split(config.photographs) if config.photographs else None
-    initial = _initial_prior(config)
-    torch.manual_seed(config.autoencoder.seed)
-    vae = initial.vae if initial else build_autoencoder(config.autoencoder)
-    training = AutoencoderTask(vae, pictures, config, photographs)
+    training, pictures, photographs, initial = begin(config)
+    vae = training.model.vae
     before = [weight.detach().cpu().clone() for weight in vae.encoder.parameters()]
     fit(training, config.autoencoder, config.out / "autoencoder", config)
     kept = initial and all(map(torch.equal, before, (weight.cpu() for weight in vae.encoder.parameters())))
@@ -54,6 +64,21 @@ def pretrain(config: PretrainConfig) -> Path:
         with atomic_path(config.out / "prior") as temporary:
             prior.save_pretrained(temporary)
     return config.out / "prior"
+
+
+def begin(config: PretrainConfig) -> Beginning:
+    """Finds the pictures and makes the autoencoder. The seed alone decides its first weights.
+
+    Raises:
+        SidestepError: as `pretrain`.
+    """
+    _check(config)
+    pictures = pictures_by_split(config.data)
+    photographs = pictures_by_split(config.photographs) if config.photographs else None
+    initial = _initial_prior(config)
+    torch.manual_seed(config.autoencoder.seed)
+    vae = initial.vae if initial else build_autoencoder(config.autoencoder)
+    return Beginning(AutoencoderTask(vae, pictures, config, photographs), pictures, photographs, initial)
 
 
 def _check(config: PretrainConfig) -> None:
