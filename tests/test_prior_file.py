@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
@@ -15,7 +14,7 @@ from sidestep.errors import SidestepError
 from sidestep.prior import LatentPrior
 from sidestep.prior_file import LAYOUTS
 
-pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers")
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).parent)
     import published
@@ -223,7 +222,10 @@ def test_the_page_says_how_to_convert_a_pickle(files, folders, priors, tmp_path)
         ({"drop": ["model.diffusion_model."]}, "holds no U-Net"),
         ({"drop": ["model.diffusion_model.out.2.weight"]}, "some of the unet's weights are missing"),
         ({"drop": ["first_stage_model.encoder.conv_in.bias"]}, "some of the vae's weights are missing"),
-        ({"drop": ["cond_stage_model.transformer.text_model.final_layer_norm.bias"]}, "some of the text_encoder's weights"),
+        (
+            {"drop": ["cond_stage_model.transformer.text_model.final_layer_norm.bias"]},
+            "some of the text_encoder's weights",
+        ),
         ({"drop": ["cond_stage_model."]}, "no text encoder"),
         ({"edm_mean": torch.zeros(1, 4, 1, 1)}, "EDM"),
         ({"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(32, 9, 3, 3)}, "its unet cannot be loaded"),
