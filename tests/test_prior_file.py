@@ -224,7 +224,7 @@ def test_the_page_says_how_to_convert_a_pickle(files, folders, priors, tmp_path)
         ({"drop": ["first_stage_model.encoder.conv_in.bias"]}, "some of the vae's weights are missing"),
         (
             {"drop": ["cond_stage_model.transformer.text_model.final_layer_norm.bias"]},
-            "some of the text_encoder's weights",
+            "some of the text_encoder",
         ),
         ({"drop": ["cond_stage_model."]}, "no text encoder"),
         ({"edm_mean": torch.zeros(1, 4, 1, 1)}, "EDM"),
