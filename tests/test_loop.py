@@ -215,6 +215,72 @@ def test_the_averaged_weights_are_the_average_of_those_of_each_step(tmp_path):
     torch.testing.assert_close(task.model[0].weight.detach(), average)
 
 
+@pytest.fixture
+def scaled(monkeypatch):
+    """fp16's loss scaler on the CPU, where accelerate has none; its scale doubles every third step."""
+
+    class Scaled(sidestep.loop.Accelerator):
+        def __init__(self, **options):
+            super().__init__(**options)
+            self.scaler = torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=3)
+
+        @property
+        def mixed_precision(self):
+            return "fp16"
+
+    monkeypatch.setattr(sidestep.loop, "Accelerator", Scaled)
+
+
+class Overflowing(LineTask):
+    """Its gradient is infinite in some steps, which are skipped."""
+
+    def __init__(self, *steps: int, before_loss=lambda step: None) -> None:
+        super().__init__(before_loss=before_loss)
+        self.steps = steps
+
+    def loss(self, model, batch):
+        step = len(self.seen)
+        loss, figures = super().loss(model, batch)
+        return (loss + (0 * loss).sqrt() if step in self.steps else loss), figures
+
+
+def test_the_loss_scale_is_kept_and_skipped_steps_are_not_counted(tmp_path, scaled):
+    fit(Overflowing(0, 4, 13), config(), tmp_path / "whole")
+    with pytest.raises(Stop):
+        fit(Overflowing(0, 4, before_loss=stop_at(12)), config(), tmp_path / "run")
+    with safe_open(tmp_path / "run" / "checkpoint.safetensors", framework="pt") as file:
+        assert file.metadata()["step"] == "10"
+        # 256, halved twice; doubled after steps 3 and 7; two more since; 8 of 10 steps done.
+        assert file.get_tensor("scaler").tolist() == [256.0, 2, 8]
+    fit(Overflowing(3), config(), tmp_path / "run")  # step 13, counted from 10
+    whole, run = (tmp_path / name / "checkpoint.safetensors" for name in ("whole", "run"))
+    assert whole.read_bytes() == run.read_bytes()
+
+
+def test_a_first_step_that_is_skipped_can_be_saved(tmp_path, scaled):
+    fit(Overflowing(0), config(steps=1, save_every=1), tmp_path / "run")
+    fit(LineTask(), config(steps=3), tmp_path / "run")
+    saved = load_file(tmp_path / "run" / "checkpoint.safetensors")
+    assert saved["scaler"].tolist()[2] == 2
+
+
+def test_a_checkpoint_without_a_loss_scale_goes_on_with_one_and_back(tmp_path, uninterrupted, request):
+    path = tmp_path / "checkpoint.safetensors"
+    path.write_bytes((uninterrupted[0] / path.name).read_bytes())
+    request.getfixturevalue("scaled")
+    fit(LineTask(), config(steps=STEPS + 3), tmp_path)
+    assert load_file(path)["scaler"].tolist() == [512.0, 0, STEPS + 3]
+    request.getfixturevalue("monkeypatch").undo()
+    fit(LineTask(), config(steps=STEPS + 4), tmp_path)
+    assert "scaler" not in load_file(path)
+
+
+def test_what_a_killed_save_left_is_swept(tmp_path):
+    (tmp_path / ".checkpoint.0123abcd.part.safetensors").write_bytes(b"half")
+    fit(LineTask(), config(steps=1), tmp_path)
+    assert not list(tmp_path.glob(".checkpoint*"))
+
+
 def damaged(path, how: str) -> None:
     data = path.read_bytes()
     if how == "truncated":
