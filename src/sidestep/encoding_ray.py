@@ -10,9 +10,10 @@ import os
 import pickle
 import platform
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,8 @@ def _cluster() -> Iterator[tuple[Any, bool]]:
     if in_main:
         signal.signal(signal.SIGTERM, handler)  # Ray's own ends the process without a word
     try:
-        yield ray, bool(address)
+        # Ray prints what befalls its workers to stdout, which is for results.
+        with redirect_stdout(sys.stderr):
+            yield ray, bool(address)
     finally:
         ray.shutdown()
