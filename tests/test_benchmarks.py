@@ -54,7 +54,7 @@ def table(prior, monkeypatch, capsys, tmp_path):
         return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
     yield run
-    for name in {"round_trip", "fusion", "choice", "consistency", "held_out", "table"} - before:
+    for name in {"round_trip", "fusion", "choice", "consistency", "solvers", "held_out", "table"} - before:
         sys.modules.pop(name, None)
 
 
@@ -132,6 +132,32 @@ def test_variants_train_alike_and_are_compared_with_the_full_one(monkeypatch, ca
         assert row[2] != "+0.00 [+0.00, +0.00]"
     assert rows() == [full, without, unmirrored]  # from finished runs
     sys.modules.pop("ablations")
+
+
+def test_only_a_reversible_solver_comes_back_exactly_and_forwards_are_counted(table):
+    rows = {
+        row[0]: row[1:] for row in table("solvers", "round-trip", "--t-star", "600", "--steps", "4", "--scenes", "1")
+    }
+    decibels = {name: float(cells[0].split()[0]) for name, cells in rows.items()}
+    assert max(decibels, key=decibels.__getitem__) == "600, BDIA, both latents"
+    assert decibels["600, refined twice, anderson"] > decibels["600, DDIM, equal steps"]
+    forwards = {name: cells[0].split()[-1] for name, cells in rows.items()}
+    assert forwards["600, DDIM, equal steps"] == forwards["600, DPM-Solver++(2M), sigma grid"] == "(8)"
+    assert (forwards["600, refined once"], forwards["600, BDIA, both latents"]) == ("(12)", "(7)")
+    assert rows["600, DDIM, equal steps"][1].endswith("(60)")
+
+
+@pytest.mark.slow
+def test_views_are_compared_with_the_default_and_with_the_trained_inversion(table, make_tiny_pipeline, tmp_path):
+    make_tiny_pipeline().save_pretrained(tmp_path / "model")
+    options = ["--prior", str(tmp_path / "model"), "--split", "test", "--scenes", "2", "--steps", "2"]
+    rows = {row[0]: row[1:] for row in table("solvers", "views", *options)}
+    assert rows["A, DDIM, equal steps, 30"][5:] == ["", ""]
+    assert [rows[f"{fusion}, DDIM, equal steps, 2"][0] for fusion in "AB"] == ["7", "8"]
+    for name, cells in rows.items():
+        if "inverted by" in name:
+            expected = float(cells[1]) - float(rows[f"{name[0]}, DDIM, equal steps, 2"][1])
+            assert float(cells[5].split()[0]) == pytest.approx(expected, abs=0.011)
 
 
 @pytest.mark.slow
