@@ -249,8 +249,8 @@ def write_tokenizer(folder: Path, padding: str) -> None:
 def compvis_weights(kind: str) -> dict[str, torch.Tensor]:
     """The same model's weights under the names that CompVis's and Stability's code have for them."""
     parts = networks(kind)
-    weights = {f"model.diffusion_model.{key}": value for key, value in _compvis_unet(parts["unet"]).items()}
-    weights |= {f"first_stage_model.{key}": value for key, value in _compvis_vae(parts["vae"]).items()}
+    weights = {f"model.diffusion_model.{key}": value for key, value in compvis_unet(parts["unet"]).items()}
+    weights |= {f"first_stage_model.{key}": value for key, value in compvis_vae(parts["vae"]).items()}
     text = parts["text_encoder"].state_dict()
     if kind == "sd15":
         prefix = "cond_stage_model.transformer."
@@ -275,11 +275,6 @@ def compvis_weights(kind: str) -> dict[str, torch.Tensor]:
     return {key: value.clone().contiguous() for key, value in weights.items()}
 
 
-def compvis_names(network: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """A U-Net's weights under CompVis's names, without the prefix."""
-    return _compvis_unet(network)
-
-
 def _published_text(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """As transformers wrote them before version 5.6, with positions that are no weights."""
     named = {key if key.startswith("text_") else f"text_model.{key}": value for key, value in weights.items()}
@@ -292,7 +287,8 @@ def _renamed(key: str, names: dict[str, str]) -> str:
     return key
 
 
-def _compvis_unet(unet: Any) -> dict[str, torch.Tensor]:
+def compvis_unet(unet: Any) -> dict[str, torch.Tensor]:
+    """A U-Net's weights under CompVis's names, without the prefix that they have in a file."""
     layers = unet.config.layers_per_block
     resnet = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1"}
     resnet |= {"norm2": "out_layers.0", "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}
@@ -325,7 +321,8 @@ def _compvis_unet(unet: Any) -> dict[str, torch.Tensor]:
     return found
 
 
-def _compvis_vae(vae: Any) -> dict[str, torch.Tensor]:
+def compvis_vae(vae: Any) -> dict[str, torch.Tensor]:
+    """An AutoencoderKL's weights, likewise."""
     levels = len(vae.config.block_out_channels)
     attention = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
     found = {}

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from safetensors.torch import load_file, save_file
 
 from sidestep.errors import SidestepError
 from sidestep.prior import LatentPrior
-from sidestep.prior_file import LAYOUTS
+from sidestep.prior_file import LAYOUTS, _layout
 
 transformers = pytest.importorskip("transformers")
 with pytest.MonkeyPatch.context() as patch:
@@ -151,6 +152,21 @@ def test_known_layouts_have_the_published_numbers_of_parameters(name, unet, vae,
                 networks.append(getattr(transformers, layout[part]["architectures"][0])(config))
     counts = [sum(weight.numel() for weight in network.parameters()) for network in networks]
     assert counts == [unet, vae, *texts]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_weight_of_a_known_layout_has_its_name_in_a_file(name):
+    layout = LAYOUTS[name]
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(layout["unet"])
+        vae = AutoencoderKL.from_config(layout["vae"])
+    weights = {f"model.diffusion_model.{key}": value for key, value in published.compvis_unet(unet).items()}
+    weights |= {f"first_stage_model.{key}": value for key, value in published.compvis_vae(vae).items()}
+    assert _layout("file", weights, layout["scheduler"]["prediction_type"]) is layout
+    found = convert_ldm_unet_checkpoint(weights, unet.config), convert_ldm_vae_checkpoint(weights, vae.config)
+    for converted, network in zip(found, (unet, vae), strict=True):
+        shapes = {key: value.shape for key, value in network.state_dict().items()}
+        assert {key: value.shape for key, value in converted.items()} == shapes
 
 
 def small_layout(monkeypatch, kind, name):
