@@ -1,4 +1,5 @@
 import math
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -377,6 +378,16 @@ def test_stacking_refuses_other_sizes(camera: Camera) -> None:
         Camera.stack([camera, camera.resize(10, 10)])
     with pytest.raises(SidestepError, match="no cameras to batch"):
         Camera.stack([])
+
+
+def test_a_pickled_camera_does_not_bring_its_batch_along(camera: Camera) -> None:
+    one = Camera.stack([camera] * 1000)[3]
+    data = pickle.dumps(one)
+    assert len(data) < 3000
+    read = pickle.loads(data)
+    assert torch.equal(read.world_to_camera, one.world_to_camera)
+    assert torch.equal(read.intrinsics, one.intrinsics)
+    assert (read.width, read.height) == (one.width, one.height)
 
 
 def test_lists_and_arrays_become_float32_and_float64_tensors_stay() -> None:

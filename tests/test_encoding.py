@@ -6,6 +6,7 @@ Run as a script, this file encodes a store in processes that are killed at rando
 import errno
 import json
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -20,6 +21,7 @@ import torch
 
 from sidestep.cameras import distance_scale
 from sidestep.captures import Scene, read_captures
+from sidestep.captures.packing import pack_captures
 from sidestep.encoding import encode_captures
 from sidestep.errors import SidestepError
 from sidestep.images import resize_and_crop, to_tensor
@@ -249,6 +251,14 @@ def test_parts_that_are_put_together_are_the_store(prior, scenes, whole, tmp_pat
     for part in ((0, 2), (3, 2)):
         with pytest.raises(SidestepError, match=rf"part {part[0]}/2: give parts as 1/2 to 2/2"):
             encode(prior, scenes, tmp_path / "none", part=part)
+
+
+def test_scenes_reach_other_processes_from_a_folder_and_from_a_pack(prior, scenes, whole, tmp_path):
+    pack_captures(scenes, tmp_path / "pack")
+    for number, kind in enumerate((scenes, read_captures(tmp_path / "pack"))):
+        out = tmp_path / f"store{number}"
+        encode(prior, pickle.loads(pickle.dumps(kind)), out)
+        assert contents(out) == contents(whole)
 
 
 def test_captured_scenes_are_encoded(prior, tmp_path):

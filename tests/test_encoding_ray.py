@@ -51,8 +51,9 @@ def cluster() -> Iterator[None]:
         ray.shutdown()
 
 
-def test_workers_make_the_store_that_one_process_makes(cluster, prior, tmp_path, capfd):
-    scenes = write_scenes(tmp_path)
+def test_workers_make_the_store_that_one_process_makes(cluster, prior, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    scenes = write_scenes(Path())  # paths that are relative to where the work was started
     loaded = LatentPrior.from_pretrained(prior, "cpu")
     options = {"prior_name": str(prior), "batch_size": 4}
     encode(loaded, scenes, tmp_path / "one", **options)
