@@ -8,19 +8,32 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from sidestep.captures import read_captures
+from sidestep.captures.splits import write_split
+from sidestep.config import save_config
+from sidestep.encoding import encode_captures
 from sidestep.errors import SidestepError
+from sidestep.inversion import InversionSettings
 from sidestep.loop import LoopConfig, fit, this_process
+from sidestep.pretraining import PretrainConfig, pretrain
+from sidestep.pretraining.config import AutoencoderConfig, UNetConfig
+from sidestep.prior import LatentPrior
+from sidestep.training import TrainConfig, train
 
 STEPS = 23
+TUNET = {"block_out_channels": [16, 32], "attention_levels": 1, "head_dim": 8, "cross_attention_dim": 24}
+TUNET |= {"time_embed_dim": 24, "norm_groups": 4}
 ROOT = Path(__file__).parents[1]
 # Sums of float32 in another order: the largest difference that was seen is 4e-7.
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
@@ -131,6 +144,70 @@ def test_a_run_whose_process_was_killed_goes_on_to_the_same_bytes(tmp_path: Path
     assert again.returncode == 0, again.stderr
     one, other = (tmp_path / name / "checkpoint.safetensors" for name in ("whole", "run"))
     assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.slow
+def test_the_training_command_under_accelerate_does_what_one_process_does(
+    tmp_path: Path, make_tiny_pipeline: Callable[..., Any]
+) -> None:
+    pipeline = make_tiny_pipeline()
+    prior = LatentPrior(pipeline.vae, pipeline.unet, pipeline.scheduler)
+    prior.save_pretrained(tmp_path / "prior")
+    scenes = read_captures(ROOT / "tests" / "data" / "furniture")
+    write_split(tmp_path / "split.json", {"train": scenes[:2], "val": scenes[2:], "test": []})
+    settings = InversionSettings(600, 2)
+    encode_captures(prior, scenes, tmp_path / "latents", settings, prior_name=str(tmp_path / "prior"))
+    config = TrainConfig(
+        latents=tmp_path / "latents",
+        out=tmp_path / "alone",
+        steps=20,
+        batch_size=4,
+        learning_rate=1e-3,
+        tunet=dict(TUNET),
+        mirror=True,
+        split=str(tmp_path / "split.json"),
+        precision="fp32",
+        save_every=10,
+        sample_every=10,
+    )
+    save_config(config, tmp_path / "config.yaml")
+    launcher = ("-m", "accelerate.commands.launch", "--config_file", str(ROOT / "configs" / "accelerate-ddp.yaml"))
+    command = [sys.executable, *launcher, "-m", "sidestep", "train", str(tmp_path / "config.yaml")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, f"out={tmp_path / 'run'}"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"model: {tmp_path / 'run' / 'model'}\n"
+    assert done.stderr.count("step 20: mse") == 1
+    train(config)
+    assert_same(tmp_path / "run", tmp_path / "alone")
+    assert (tmp_path / "run" / "model" / "model_index.json").is_file()
+
+
+@pytest.mark.slow
+def test_a_pretraining_in_two_processes_does_what_one_does(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    for index in range(30):
+        noise = np.random.default_rng(index).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((40, 32)).save(tmp_path / "pictures" / f"{index}.png")
+    loop: dict[str, Any] = {"steps": 6, "batch_size": 4, "precision": "fp32"}
+    config = PretrainConfig(
+        data=tmp_path / "pictures",
+        out=tmp_path / "alone",
+        image_size=32,
+        # The penalty is on the statistics of a process's own share, so it alone depends on how many there are.
+        autoencoder=AutoencoderConfig(
+            **loop, crop=16, channels=(8, 8, 8), encoder_layers=(0, 1, 1), decoder_layers=(0, 1, 1), latent_weight=0.0
+        ),
+        unet=UNetConfig(**loop, channels=(32, 32), attention=(False, False)),
+    )
+    save_config(config, tmp_path / "config.yaml")
+    done = launch("-m", "sidestep", "pretrain", tmp_path / "config.yaml", f"out={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    pretrain(config)
+    for part in ("autoencoder", "unet"):
+        for line, wanted in zip(lines(tmp_path / "run" / part), lines(tmp_path / "alone" / part), strict=True):
+            assert line == pytest.approx(wanted, rel=1e-3)
+    assert (tmp_path / "run" / "prior" / "unet").is_dir()
 
 
 def _process(what: str, folder: Path) -> None:
