@@ -212,6 +212,25 @@ def test_a_category_that_tunet_does_not_know_is_hidden(config: TrainConfig) -> N
     assert task._batch([(lamp, 0, 20, False, False)])["category"].tolist() == [-1]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"conditioning": "concat"}, {"cross_attention": False}, {"finest_attention": True}, {"attention_levels": 0}],
+)
+def test_every_weight_takes_part_in_a_step(config: TrainConfig, options: dict[str, Any]) -> None:
+    """Or several processes would wait for the gradients of those that do not."""
+    task = task_of(replace(config, tunet={**TINY, **options}, category_dropout=1.0))
+    task.loss(task.model, task.collate(task.draw(0)))[0].backward()
+    assert [name for name, weight in task.model.named_parameters() if weight.grad is None] == []
+
+
+def test_the_seed_decides_the_first_weights(config: TrainConfig) -> None:
+    first, again, other = (
+        sidestep.training.prepare(replace(config, seed=seed))[0].model.conv_in.weight for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
 @pytest.mark.parametrize(("steps", "epochs"), [(0, 0), (5, 5)])
 def test_a_run_has_one_length(config: TrainConfig, steps: int, epochs: int) -> None:
     with pytest.raises(SidestepError, match="either steps=N or epochs=N"):
