@@ -169,3 +169,14 @@ def test_packs_are_read_from_a_folder_and_a_server(monkeypatch, capsys):
     assert "75 frames" in caption
     assert len(lines[3:]) == 9
     assert all(float(cell.split()[0]) > 0 for line in lines[3:] for cell in line.strip("|").split("|")[1:])
+
+
+@pytest.mark.slow
+def test_a_store_is_opened_and_read_by_one_thread_and_by_several(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    importlib.import_module("loader").main(["--scenes", "20", "--open-scenes", "9", "--batches", "2"])
+    rows = [line.strip("|").split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [cell.strip() for cell in rows[2][:3]] == ["9", "225", "2"]
+    assert [cell.strip() for cell in rows[3][:3]] == ["20", "500", "3"]
+    assert all(float(cell.replace(",", "")) > 0 for row in rows[6:] for cell in row[1:4])
+    assert len(rows[6:]) == 4

@@ -266,6 +266,21 @@ def test_damaged_and_missing_files_and_strange_names_are_refused(files, folders,
         load(folders["sd15"], config=folders["sd15"])
 
 
+def test_a_configuration_on_the_hub_is_read_from_its_cache(files, priors, tmp_path):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--owner--name"
+    published.write_folder(repository / "snapshots" / commit, "sd15")
+    for weights in repository.rglob("*.safetensors"):
+        weights.unlink()
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    cached = {"cache_dir": tmp_path, "local_files_only": True}
+    prior = load(files["sd15"], config="owner/name", **cached)
+    assert (prior.fingerprint(), prior.reads_text) == (priors["sd15"].fingerprint(), True)
+    with pytest.raises(SidestepError, match="owner/other cannot be loaded"):
+        load(files["sd15"], config="owner/other", **cached)
+
+
 def test_a_configuration_of_another_kind_is_refused(files, folders, tmp_path):
     published.write_folder(tmp_path / "ldm", "ldm")
     (tmp_path / "ldm" / "vqvae").rename(tmp_path / "ldm" / "vae")

@@ -205,11 +205,11 @@ def test_attention_that_is_to_be_upcast_runs_in_half_precision(folders, priors):
 
 
 def test_an_autoencoder_that_overflows_in_half_precision_runs_in_full(folders):
-    prior = load(folders["sdxl"], torch.float16)
+    prior = load(folders["sdxl"]).half()
     picture = torch.rand(1, 3, 32, 32)
     assert torch.equal(prior.encode(picture), load(folders["sdxl"]).half().float().encode(picture))
     assert (prior.vae.dtype, prior.unet.dtype) == (torch.float32, torch.float16)
-    fixed = load(folders["sdxl"], torch.float16)
+    fixed = load(folders["sdxl"]).half()
     fixed.vae.register_to_config(force_upcast=False)
     fixed.decode(noise_like(fixed, 1))
     assert fixed.vae.dtype == torch.float16
@@ -244,6 +244,19 @@ def test_a_published_prior_saved_again_is_the_same(priors, kind, tmp_path):
     assert torch.equal(again.decode(latents), prior.decode(latents))
     assert again.fingerprint() == prior.fingerprint()
     assert "published" not in "".join(path.read_text() for path in (tmp_path / "saved").rglob("*config.json"))
+
+
+@pytest.mark.parametrize("kind", ["sdxl", "ldm"])
+def test_a_repository_of_the_hub_is_read_from_its_cache(priors, kind, tmp_path):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--owner--name"
+    published.write_folder(repository / "snapshots" / commit, kind)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    cached = load("owner/name", cache_dir=tmp_path, local_files_only=True)
+    assert cached.fingerprint() == priors[kind].fingerprint()
+    latents = noise_like(cached)
+    assert torch.equal(cached.predict_noise(latents, 600), priors[kind].predict_noise(latents, 600))
 
 
 @pytest.mark.parametrize("kind", ["sd15", "sd21", "sdxl"])

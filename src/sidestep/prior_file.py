@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import SingleFileComponentError, create_diffusers_clip_model_from_ldm
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -66,33 +67,40 @@ def load_file(path: str, config: str | None, prediction_type: str | None, hub: M
         raise SidestepError(f"{path}: its noise schedule is EDM's; Sidestep needs a DDPM-like one")
     prediction_type = prediction_type or _marked_prediction(weights, said)
     if config is not None:
-        return _convert(path, weights, config, config, prediction_type, hub)
+        folder = _config_folder(config, hub)
+        return _convert(path, weights, folder, folder, prediction_type)
     layout = _layout(path, weights, prediction_type)
     with TemporaryDirectory() as folder:
         for part, settings in layout.items():
             (Path(folder) / part).mkdir()
             name = "scheduler_config.json" if part == "scheduler" else "config.json"
             (Path(folder) / part / name).write_text(json.dumps(settings), encoding="utf-8")
-        return _convert(path, weights, folder, None, prediction_type, {})
+        return _convert(path, weights, folder, None, prediction_type)
+
+
+def _config_folder(config: str, hub: Mapping[str, Any]) -> str:
+    """The folder of a config, or of what there is of configs and tokenizers in a repository of the hub."""
+    if Path(config).is_dir():
+        return config
+    try:
+        found: str = snapshot_download(config, allow_patterns=["*/*.json", "tokenizer*/*"], **hub)
+    except (OSError, ValueError) as error:
+        raise unreadable(config, error) from error
+    return found
 
 
 def _convert(
-    path: str,
-    weights: dict[str, Tensor],
-    folder: str,
-    tokenizers: str | None,
-    prediction_type: str | None,
-    hub: Mapping[str, Any],
+    path: str, weights: dict[str, Tensor], folder: str, tokenizers: str | None, prediction_type: str | None
 ) -> dict[str, Any]:
-    """The parts, built as the configs in `folder` say."""
-    schedule = load_schedule(folder, hub)
+    """The parts, built as the configs in `folder` say, with the tokenizers of `tokenizers`."""
+    schedule = load_schedule(folder, {})
     if prediction_type is not None:
         schedule["prediction_type"] = prediction_type
     if "ztsnr" in weights:
         schedule["rescale_betas_zero_snr"] = True
-    unet = _network(UNet2DConditionModel, path, weights, folder, "unet", hub)
+    unet = _network(UNet2DConditionModel, path, weights, folder, "unet")
     parts = {
-        "vae": _network(AutoencoderKL, path, weights, folder, "vae", hub),
+        "vae": _network(AutoencoderKL, path, weights, folder, "vae"),
         "unet": unet,
         "scheduler": schedule,
     }
@@ -101,8 +109,8 @@ def _convert(
     readers = {}
     for suffix in text_suffixes(unet):
         if any(key.startswith(TEXT[suffix]) for key in weights):
-            encoder = _text_encoder(path, weights, folder, f"text_encoder{suffix}", hub)
-            tokenizer = None if tokenizers is None else _tokenizer(tokenizers, suffix, encoder, hub)
+            encoder = _text_encoder(path, weights, folder, f"text_encoder{suffix}")
+            tokenizer = None if tokenizers is None else _tokenizer(tokenizers, suffix, encoder)
             readers[suffix] = encoder, tokenizer
     if all(tokenizer is not None for _, tokenizer in readers.values()):
         for suffix, (encoder, tokenizer) in readers.items():
@@ -165,12 +173,10 @@ def _layout(path: str, weights: Mapping[str, Tensor], prediction_type: str | Non
     return fitting.get(prediction_type or "epsilon") or next(iter(fitting.values()))
 
 
-def _network(
-    network: Any, path: str, weights: dict[str, Tensor], folder: str, part: str, hub: Mapping[str, Any]
-) -> Any:
+def _network(network: Any, path: str, weights: dict[str, Tensor], folder: str, part: str) -> Any:
     """The U-Net or autoencoder, by diffusers."""
     try:
-        named = network.load_config(folder, subfolder=part, **hub).get("_class_name", network.__name__)
+        named = network.load_config(folder, subfolder=part).get("_class_name", network.__name__)
         if named != network.__name__:
             raise SidestepError(f"{folder}/{part}: a single file holds a {network.__name__}, not a {named}")
         found = network.from_single_file(
@@ -178,9 +184,6 @@ def _network(
             config=folder,
             subfolder=part,
             torch_dtype=torch.float32,
-            local_files_only=hub.get("local_files_only"),
-            token=hub.get("token"),
-            config_revision=hub.get("revision"),
         )
     except NotImplementedError:  # torch's, of weights that the file gave no values
         raise SidestepError(f"{path}: some of the {part}'s weights are missing") from None
@@ -189,7 +192,7 @@ def _network(
     return found
 
 
-def _text_encoder(path: str, weights: dict[str, Tensor], folder: str, part: str, hub: Mapping[str, Any]) -> Any:
+def _text_encoder(path: str, weights: dict[str, Tensor], folder: str, part: str) -> Any:
     """A text encoder of CLIP's, by diffusers."""
     transformers = import_transformers()
     network = transformers.CLIPTextModelWithProjection if part.endswith("_2") else transformers.CLIPTextModel
@@ -200,7 +203,6 @@ def _text_encoder(path: str, weights: dict[str, Tensor], folder: str, part: str,
             subfolder=part,
             config=folder,
             torch_dtype=torch.float32,
-            local_files_only=hub.get("local_files_only"),
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise unreadable(f"{path}: its {part}", error) from error
@@ -209,12 +211,12 @@ def _text_encoder(path: str, weights: dict[str, Tensor], folder: str, part: str,
     return found
 
 
-def _tokenizer(folder: str, suffix: str, encoder: Any, hub: Mapping[str, Any]) -> Any:
+def _tokenizer(folder: str, suffix: str, encoder: Any) -> Any:
     """The tokenizer of a text encoder; None where `folder` has none."""
-    if Path(folder).is_dir() and not (Path(folder) / f"tokenizer{suffix}").is_dir():
+    if not (Path(folder) / f"tokenizer{suffix}").is_dir():
         return None
     try:
-        return load_tokenizer(folder, suffix, encoder.config.vocab_size, hub)
+        return load_tokenizer(folder, suffix, encoder.config, {})
     except SidestepError:
         raise
     except Exception as error:  # the tokenizers library raises nothing narrower

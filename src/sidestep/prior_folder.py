@@ -123,25 +123,25 @@ def load_text(folder: str, suffix: str, variant: str | None, hub: Mapping[str, A
         if found["missing_keys"]:
             # transformers fills them with random numbers, and says so only in its log.
             raise ValueError(f"{len(found['missing_keys'])} of the text encoder's weights are missing")
-        return encoder.float(), load_tokenizer(folder, suffix, config.vocab_size, hub)
+        return encoder.float(), load_tokenizer(folder, suffix, config, hub)
     except SidestepError:
         raise
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise unreadable(f"{folder}/{name} or tokenizer{suffix}", error) from error
 
 
-def load_tokenizer(folder: str, suffix: str, vocabulary: int, hub: Mapping[str, Any]) -> Any:
-    """The tokenizer of a text encoder that knows `vocabulary` tokens.
+def load_tokenizer(folder: str, suffix: str, config: Any, hub: Mapping[str, Any]) -> Any:
+    """The tokenizer of the text encoder that has the config. Not told it, transformers would ask the hub for one.
 
     Raises:
         ValueError: if it knows too few; whatever else transformers and the tokenizers library raise.
     """
     tokenizer = import_transformers().AutoTokenizer.from_pretrained(
-        folder, subfolder=f"tokenizer{suffix}", trust_remote_code=False, **hub
+        folder, subfolder=f"tokenizer{suffix}", config=config, trust_remote_code=False, **hub
     )
-    if 2 * len(tokenizer) < vocabulary:
+    if 2 * len(tokenizer) < config.vocab_size:
         # Where its files are missing, transformers makes one that knows no word. Padding does not double a size.
-        raise ValueError(f"the tokenizer knows {len(tokenizer)} tokens, the text encoder {vocabulary}")
+        raise ValueError(f"the tokenizer knows {len(tokenizer)} tokens, the text encoder {config.vocab_size}")
     return tokenizer
 
 
