@@ -169,7 +169,8 @@ class NovelViewPipeline(DiffusionPipeline):
 
         Args:
             model: "bundled" (the small model inside the package), a folder, or a hub id.
-            prior: folder or hub id of the latent diffusion model, for a `model` that holds TUNet alone.
+            prior: folder, hub id or .safetensors file of the latent diffusion model, for a `model` that holds TUNet
+                alone.
             device: where to run; the best device present where None.
             dtype: precision of the prior's networks; bfloat16 where the processor has it, where None. TUNet's weights
                 stay float32.

@@ -12,7 +12,9 @@ def app(
     model: Annotated[
         list[str] | None, typer.Option(help="Model folder or hub id; give it again for a choice of several.")
     ] = None,
-    prior: Annotated[str | None, typer.Option(help="Prior's folder or hub id, for models of TUNet alone.")] = None,
+    prior: Annotated[
+        str | None, typer.Option(help="Prior's folder, hub id or .safetensors file, for models of TUNet alone.")
+    ] = None,
     captioner: Annotated[
         str | None,
         typer.Option(help="BLIP's folder or hub id, for prompts that describe the photo (default: as in view)."),

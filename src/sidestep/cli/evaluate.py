@@ -23,7 +23,9 @@ def evaluate(
     data: Annotated[str, typer.Option(help="Captures, or a pack's URL, of which the held-out scenes are evaluated.")],
     out: Annotated[Path, typer.Option(help="Folder of the report.")],
     model: Annotated[str, typer.Option(help="Model folder or hub id.")] = "bundled",
-    prior: Annotated[str | None, typer.Option(help="Prior's folder or hub id, for a model of TUNet alone.")] = None,
+    prior: Annotated[
+        str | None, typer.Option(help="Prior's folder, hub id or .safetensors file, for a model of TUNet alone.")
+    ] = None,
     protocol: Annotated[
         Literal["distance", "paper-3class", "paper-167class"],
         typer.Option(help="Which scenes, pairs and sizes: by view distance, or one of the paper's."),

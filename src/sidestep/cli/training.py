@@ -23,7 +23,7 @@ DryRun = Annotated[
 def encode(
     data: Annotated[Path, typer.Argument(help="Captures: MVImgNet, COLMAP, CO3D and others, or a pack or its URL.")],
     out: Annotated[Path, typer.Option(help="Folder of the store of latents.")],
-    prior: Annotated[str, typer.Option(help="Prior's folder or hub id.")] = "bundled",
+    prior: Annotated[str, typer.Option(help="Prior's folder, hub id or .safetensors file.")] = "bundled",
     t_star: Annotated[
         int | None, typer.Option(help="Timestep to invert to (default: as noisy as Stable Diffusion's 600).")
     ] = None,

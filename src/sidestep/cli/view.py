@@ -155,7 +155,10 @@ def view(
     ] = 8,
     model: Annotated[str, typer.Option(help="Model folder or hub id.", rich_help_panel=HOW)] = "bundled",
     prior: Annotated[
-        str | None, typer.Option(help="Prior's folder or hub id, for a model of TUNet alone.", rich_help_panel=HOW)
+        str | None,
+        typer.Option(
+            help="Prior's folder, hub id or .safetensors file, for a model of TUNet alone.", rich_help_panel=HOW
+        ),
     ] = None,
     device: Device = None,
 ) -> None:
