@@ -52,7 +52,7 @@ class Job:
     """What all shards of a store are made with.
 
     Attributes:
-        prior: where the prior was loaded from: a folder's full path, a hub id or "bundled".
+        prior: where the prior was loaded from: the full path of a folder or file, a hub id or "bundled".
         prior_fingerprint: what that has to be.
         settings: of the inversion.
         batch_size: frames inverted together.

@@ -90,7 +90,7 @@ def encode(
 
 
 def _part(text: str) -> tuple[int, int]:
-    """ "2/8" as (2, 8)."""
+    """Reads "2/8" as (2, 8)."""
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     if found is None:
         raise SidestepError(f"part {text!r}: give two numbers such as 2/8")
