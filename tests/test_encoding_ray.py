@@ -3,7 +3,6 @@
 import importlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from sidestep.captures import read_captures
+from sidestep.captures.writing import write_capture
 from sidestep.encoding_ray import RayEngine
 from sidestep.errors import SidestepError
 from sidestep.prior import LatentPrior
@@ -131,20 +130,21 @@ def test_more_workers_than_there_is_room_for_are_refused_or_wait(caplog):
 
 @pytest.fixture(scope="module")
 def captures(tmp_path_factory) -> Path:
-    """Nine scenes, which make nine shards of about a second each."""
+    """Ten scenes of three or four photos."""
     folder = tmp_path_factory.mktemp("captures")
-    for scene in read_captures(FURNITURE):
-        source = FURNITURE / scene.id
-        for copy in range(3):
-            shutil.copytree(source, folder / scene.category / f"room{copy}of{scene.name}")
+    for scene in write_scenes(tmp_path_factory.mktemp("photos")):
+        images, cameras = [frame.load() for frame in scene.frames], [frame.camera for frame in scene.frames]
+        for copy in ("a", "b"):
+            write_capture(folder / "rooms" / f"{scene.name}{copy}", images, cameras)
     return folder
 
 
 @pytest.fixture(scope="module")
 def command(captures, prior) -> Callable[..., list[str]]:
     def make(out: Path, *more: str) -> list[str]:
-        given = ["encode", captures, "--prior", prior, "--out", out, "--steps", 60, "--scenes-per-shard", 1]
-        return [sys.executable, "-m", "sidestep", *map(str, given), "--device", "cpu", "--json", *more]
+        given = ["encode", captures, "--prior", prior, "--out", out, "--steps", 50, "--scenes-per-shard", 1]
+        given += ["--batch-size", 1, "--device", "cpu", "--json", *more]
+        return [sys.executable, "-m", "sidestep", *map(str, given)]
 
     return make
 
@@ -206,10 +206,10 @@ def test_a_killed_worker_changes_nothing(command, whole, tmp_path):
     with started(command(out, "--engine", "ray", "--workers", "2"), out, shards=2) as run:
         workers = [pid for pid, name in descendants(run.pid).items() if name.startswith("ray::MapWorker")]
         os.kill(workers[0], signal.SIGKILL)
-        assert len(times(out)) < 8
+        assert len(times(out)) < 9
         printed, messages = run.communicate()
     assert run.returncode == 0, messages
-    assert json.loads(printed)["frames"] == 225
+    assert json.loads(printed)["frames"] == 34
     assert "Traceback" not in messages
     assert {path.name: path.read_bytes() for path in out.iterdir()} == whole
 
@@ -232,8 +232,8 @@ def test_a_killed_run_goes_on_and_leaves_no_process(command, whole, tmp_path):
             time.sleep(0.1)
         assert made.items() <= times(out).items()  # nothing was made again
         made = times(out)
-        assert len(made) < 9
-    (out / ".shard-00008.0f.part.safetensors").write_bytes(b"what a writer leaves that is killed in the midst of it")
+        assert len(made) < 10
+    (out / ".shard-00009.0f.part.safetensors").write_bytes(b"what a writer leaves that is killed in the midst of it")
     subprocess.run(command(out, "--engine", "ray"), check=True, capture_output=True, env=environment())
     assert made.items() <= times(out).items()
     assert {path.name: path.read_bytes() for path in out.iterdir()} == whole
