@@ -2,7 +2,8 @@
 
 From loading the model to the MP4 of a path, or the picture where there is one view. Resident: the most that the process
 has had in memory, file pages included. GPU: the most that torch has held of it; `offloaded` keeps only the network that
-works there (`enable_model_cpu_offload`). One step of inversion and of sampling: more take time and no more memory.
+works there (`enable_model_cpu_offload`). A CPU computes in float32 what it does not multiply natively, and holds it as
+named (`sidestep.devices.compute_in`). One step of inversion and of sampling: more take time and no more memory.
 
 With --model sd15, networks of Stable Diffusion 1.5's size with random weights, stored in float16.
 """
@@ -79,13 +80,16 @@ def measure(options: argparse.Namespace, frames: int, size: int, dtype: str, off
     from measuring import peak_memory
 
     from sidestep import Camera, NovelViewPipeline, orbit, step_aside
-    from sidestep.devices import choose_device, network_dtype
+    from sidestep.devices import choose_device, compute_in, network_dtype
     from sidestep.images import load_image
     from sidestep.pipeline import DEFAULT_FOV
 
     device = choose_device(options.device)
     wanted = network_dtype(device) if dtype == "auto" else getattr(torch, dtype)
     pipe = NovelViewPipeline.from_pretrained(options.model, device="cpu" if offload else device, dtype=wanted)
+    if device.type == "cpu" and wanted.itemsize < network_dtype(device).itemsize:
+        for network in (pipe.vae, pipe.unet):
+            compute_in(network, network_dtype(device))
     pipe.set_progress_bar_config(disable=True)
     pipe.tunet.register_to_config(inversion_steps=1)
     if offload:

@@ -1,7 +1,10 @@
+import copy
+
 import pytest
 import torch
+from diffusers import UNet2DModel
 
-from sidestep.devices import autocast, choose_device, network_dtype
+from sidestep.devices import autocast, choose_device, compute_in, network_dtype
 from sidestep.errors import SidestepError
 
 
@@ -58,6 +61,23 @@ def test_a_gpu_without_native_bfloat16_computes_in_float16(monkeypatch, native, 
 
 def test_apple_gpus_compute_in_float16():
     assert network_dtype(torch.device("mps")) == torch.float16
+
+
+def test_weights_held_in_half_compute_as_if_they_were_single():
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("AttnDownBlock2D",), "up_block_types": ("AttnUpBlock2D",)}
+    unet = UNet2DModel(sample_size=8, block_out_channels=(16,), norm_num_groups=4, attention_head_dim=8, **blocks)
+    unet.requires_grad_(False).to(torch.bfloat16)
+    exact = copy.deepcopy(unet).float()
+    x = torch.randn(2, 3, 8, 8)
+    expected = exact(x, 7).sample
+    compute_in(unet, torch.float32)
+    assert unet.dtype == torch.float32
+    for _ in range(2):  # they go back after each layer
+        assert torch.equal(unet(x, 7).sample, expected)
+        assert unet.conv_in.weight.dtype == torch.bfloat16
+    held, single = (sum(p.nbytes for p in network.parameters()) for network in (unet, exact))
+    assert held < 0.52 * single
 
 
 @pytest.mark.gpu

@@ -66,6 +66,22 @@ def network_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_bf16() else torch.float32
 
 
+def compute_in(network: Any, dtype: torch.dtype) -> None:
+    """Has a network compute in `dtype`, each layer's weights raised to it only while the layer runs.
+
+    For weights that a processor cannot multiply as they are. Those of normalisations are few, and raised for good.
+
+    Args:
+        network: a model of diffusers, its weights in one precision.
+    """
+    network.enable_layerwise_casting(storage_dtype=network.dtype, compute_dtype=dtype)
+    for module in network.modules():
+        hooks = getattr(module, "_diffusers_hook", None)
+        if hooks is None or hooks.get_hook("layerwise_casting") is None:
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(dtype)
+
+
 def memory_format(device: torch.device) -> torch.memory_format:
     """How the weights of convolutions lie in memory where they run fastest: channels last on CPUs and CUDA devices."""
     return torch.channels_last if device.type in ("cpu", "cuda") else torch.contiguous_format

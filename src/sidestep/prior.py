@@ -184,7 +184,8 @@ class LatentPrior(torch.nn.Module):
         Args:
             path: a folder, the id of a repository on the hub, or a .safetensors file.
             device: where to run; the best device present where None.
-            dtype: precision of the networks; `network_dtype(device)` where None.
+            dtype: precision of the networks; `network_dtype(device)` where None. A CPU emulates what it does not compute
+                in natively, slowly: see `devices.compute_in`.
             variant: of the weights' files, such as "fp16".
             config: for a file, a folder or hub id in diffusers' layout that says how its networks are built, and has
                 the tokenizers that prompts need; its weights are not read. Where None, the file must be one of Stable
@@ -196,6 +197,7 @@ class LatentPrior(torch.nn.Module):
             SidestepError: if a part is missing, unreadable, not in safetensors, or not supported.
         """
         place = choose_device(None if device is None else str(device))
+        held = dtype or network_dtype(place)
         name = str(path)
         if is_file(name):
             parts = load_file(name, None if config is None else str(config), prediction_type, hub)
@@ -207,12 +209,13 @@ class LatentPrior(torch.nn.Module):
         else:
             if config is not None:
                 raise SidestepError(f"{path}: has its own configuration; leave config out, it is for a single file")
-            parts = load_folder(name, variant, hub)
+            # Rounded to bfloat16 they keep their fingerprint, and no larger copy need be loaded first.
+            parts = load_folder(name, variant, hub, held if held == torch.bfloat16 else torch.float32)
             if prediction_type is not None:
                 parts["scheduler"]["prediction_type"] = prediction_type
         prior = cls(**parts)
         prior.fingerprint()  # before the weights lose bits to `dtype`
-        return prior.to(device=place, dtype=dtype or network_dtype(place)).to(memory_format=memory_format(place))
+        return prior.to(device=place, dtype=held).to(memory_format=memory_format(place))
 
     @property
     def parts(self) -> dict[str, Any]:

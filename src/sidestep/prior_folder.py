@@ -28,11 +28,14 @@ UNETS: dict[str, Any] = {c.__name__: c for c in (UNet2DModel, UNet2DConditionMod
 USUAL_PARTS = frozenset({"vae", "unet", "scheduler", "text_encoder", "tokenizer"})
 
 
-def load_folder(folder: str, variant: str | None, hub: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `LatentPrior`, networks in float32.
+def load_folder(
+    folder: str, variant: str | None, hub: Mapping[str, Any], dtype: torch.dtype = torch.float32
+) -> dict[str, Any]:
+    """The arguments of `LatentPrior`.
 
     Args:
         folder: a folder, or the id of a repository on the hub.
+        dtype: of the autoencoder and the U-Net; the other parts are float32.
         variant: of the weights' files, such as "fp16".
         hub: `revision`, `cache_dir`, `local_files_only`, `token`, as in diffusers.
 
@@ -44,8 +47,8 @@ def load_folder(folder: str, variant: str | None, hub: Mapping[str, Any]) -> dic
         raise SidestepError(f"{folder}: SDXL's refiner, which only goes on from its base model; use the base model")
     names = _part_names(folder, index)
     parts: dict[str, Any] = {
-        "vae": _load(AUTOENCODERS, folder, "vqvae" if "vqvae" in names else "vae", variant, hub),
-        "unet": _load(UNETS, folder, "unet", variant, hub),
+        "vae": _load(AUTOENCODERS, folder, "vqvae" if "vqvae" in names else "vae", variant, hub, dtype),
+        "unet": _load(UNETS, folder, "unet", variant, hub, dtype),
         "scheduler": load_schedule(folder, hub),
     }
     unet = parts["unet"]
@@ -164,8 +167,15 @@ def unreadable(where: str, error: Exception) -> SidestepError:
     return SidestepError(f"{where} cannot be loaded as part of a latent diffusion model: {reason}")
 
 
-def _load(classes: Mapping[str, Any], folder: str, name: str, variant: str | None, hub: Mapping[str, Any]) -> Any:
-    """One network of a diffusers folder, its class read from its own config.json, float32, from safetensors only."""
+def _load(
+    classes: Mapping[str, Any],
+    folder: str,
+    name: str,
+    variant: str | None,
+    hub: Mapping[str, Any],
+    dtype: torch.dtype = torch.float32,
+) -> Any:
+    """One network of a diffusers folder, its class read from its own config.json, from safetensors only."""
     try:
         config = next(iter(classes.values())).load_config(folder, subfolder=name, **hub)
         class_name = config.get("_class_name")
@@ -174,7 +184,7 @@ def _load(classes: Mapping[str, Any], folder: str, name: str, variant: str | Non
         # A VQModel older than the setting was never scaled, and diffusers' default would be wrong for it.
         unscaled = {"scaling_factor": 1.0} if class_name == "VQModel" and "scaling_factor" not in config else {}
         return classes[class_name].from_pretrained(
-            folder, subfolder=name, variant=variant, use_safetensors=True, torch_dtype=torch.float32, **hub, **unscaled
+            folder, subfolder=name, variant=variant, use_safetensors=True, torch_dtype=dtype, **hub, **unscaled
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise unreadable(f"{folder}/{name}", error) from error
