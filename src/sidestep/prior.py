@@ -184,8 +184,8 @@ class LatentPrior(torch.nn.Module):
         Args:
             path: a folder, the id of a repository on the hub, or a .safetensors file.
             device: where to run; the best device present where None.
-            dtype: precision of the networks; `network_dtype(device)` where None. A CPU emulates what it does not compute
-                in natively, slowly: see `devices.compute_in`.
+            dtype: precision of the networks; `network_dtype(device)` where None. A CPU emulates, slowly, what it does
+                not compute in natively: see `devices.compute_in`.
             variant: of the weights' files, such as "fp16".
             config: for a file, a folder or hub id in diffusers' layout that says how its networks are built, and has
                 the tokenizers that prompts need; its weights are not read. Where None, the file must be one of Stable
