@@ -103,4 +103,4 @@ def _warn_of_cuts(prompts: Sequence[str], tokenizer: Any, limit: int) -> None:
         tokens = tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
         if len(tokens) > room:
             lost = tokenizer.decode(tokens[room:])
-            warnings.warn(f"the prompt has {len(tokens)} tokens, {room} are read; not read: {lost!r}", stacklevel=4)
+            warnings.warn(f"the prompt has {len(tokens)} tokens, {room} are read; not read: {lost!r}", stacklevel=2)
