@@ -171,8 +171,12 @@ def make_shard(prior: LatentPrior, job: Job, shard: Shard) -> None:
     Raises:
         SidestepError: if a photo is damaged.
     """
-    if _is_whole(shard.file, job.digest):
-        return
+    if not _is_whole(shard.file, job.digest):
+        _write(prior, job, shard)
+    sweep(shard.file.parent, {shard.file.name})
+
+
+def _write(prior: LatentPrior, job: Job, shard: Shard) -> None:
     mean, noise = _invert(prior, job, shard.frames)
     tensors, described = _describe(shard.scenes, prior.image_size)
     # One entry, because safetensors writes several in no fixed order, and a shard has fixed bytes.
@@ -184,10 +188,9 @@ def make_shard(prior: LatentPrior, job: Job, shard: Shard) -> None:
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
     except (OSError, SafetensorError):
+        # Another process may have made the same shard meanwhile, and swept this one's temporary file away.
         if not _is_whole(shard.file, job.digest):
             raise
-        # Another process made the same shard meanwhile and, as below, swept this one's temporary file away.
-    sweep(shard.file.parent, {shard.file.name})
 
 
 def _sorted(scenes: Sequence[Scene]) -> list[Scene]:

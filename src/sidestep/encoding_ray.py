@@ -149,10 +149,10 @@ class _Worker:
     def _make(self, file: Path, pickled: bytes) -> None:
         if not file.with_name("store.json").exists():
             raise SidestepError(f"{file.parent}: not here; give --out a folder that all machines share")
-        tries = _tries(file)
-        with tries.open("ab") as count:
+        with _tries(file).open("ab") as count:
             count.write(b".")
-        if tries.stat().st_size > TRIES:
+            begun = count.tell()
+        if begun > TRIES:
             raise SidestepError(f"{file}: {TRIES} workers died making it, of too little memory perhaps; see Ray's logs")
         if self.prior is None:
             prior = LatentPrior.from_pretrained(model_folder(self.job.prior), self.device)
