@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -15,14 +16,15 @@ from pathlib import Path
 import pytest
 
 from sidestep.captures.writing import write_capture
-from sidestep.encoding_ray import RayEngine
+from sidestep.encoding import Job
+from sidestep.encoding_ray import RayEngine, _Worker
 from sidestep.errors import SidestepError
 from sidestep.prior import LatentPrior
 
 pytest.importorskip("ray")
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).parent)
-    from miniatures import contents, encode, tiny_prior, write_scenes
+    from miniatures import SETTINGS, contents, encode, tiny_prior, write_scenes
 
 FURNITURE = Path(__file__).parent / "data" / "furniture"
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
@@ -100,6 +102,25 @@ def test_the_benchmark_has_a_row_for_each_number_of_workers(cluster, prior, monk
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[3:]]
     assert [row[0] for row in rows] == ["one process", "Ray, 1 worker", "Ray, 2 workers"]
     assert all(float(row[1]) > 0 for row in rows)
+
+
+def test_a_worker_tells_what_its_machine_lacks(prior, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "store"
+    row = {"index": 3, "file": str(out / "shard-00003.safetensors"), "shard": b""}
+    job = Job(str(tmp_path / "none"), "0f", SETTINGS, 2, "digest")
+
+    def told(job: Job, started_on: str = platform.node()) -> str:
+        back = _Worker(job, "cpu", str(tmp_path), started_on)(row)
+        assert back["index"] == 3
+        return back["error"]
+
+    assert told(job) == f"{out}: not here; give --out a folder that all machines share"
+    out.mkdir()
+    (out / "store.json").write_text("{}")
+    assert told(job, "head").startswith(f"{tmp_path / 'none'}: no such folder")
+    assert told(job, "head").endswith(f" (on {platform.node()})")
+    assert "another prior" in told(replace(job, prior=str(prior)))
 
 
 @pytest.mark.parametrize(
