@@ -19,7 +19,7 @@ from diffusers import (
 )
 from torch import Tensor
 
-from sidestep.devices import choose_device, execution_device, memory_format, network_dtype
+from sidestep.devices import choose_device, execution_device, hold_in_half, memory_format, network_dtype
 from sidestep.errors import SidestepError
 from sidestep.files import atomic_path
 from sidestep.prior_file import is_file, load_file
@@ -55,7 +55,8 @@ NO_TEXT = (
     "one (Stable Diffusion 1.4, 1.5, 2.1: docs/text.md)"
 )
 TEXT_LEFT_OUT = (
-    "this prior came without its text encoder, so it takes no prompt; leave it out, or use the prior as it was before"
+    "this prior came without its text encoder, so it takes no prompt; leave it out, or load the whole prior "
+    "(of a single file with its config: docs/priors.md)"
 )
 NO_EMPTY_PROMPT = (
     "the U-Net has cross-attention to a prompt but the prior has no text encoder and tokenizer; add text_encoder/ and "
@@ -215,7 +216,10 @@ class LatentPrior(torch.nn.Module):
                 parts["scheduler"]["prediction_type"] = prediction_type
         prior = cls(**parts)
         prior.fingerprint()  # before the weights lose bits to `dtype`
-        return prior.to(device=place, dtype=held).to(memory_format=memory_format(place))
+        prior.to(device=place, dtype=held).to(memory_format=memory_format(place))
+        if place.type == "cpu" and dtype is None and held == torch.float32:
+            hold_in_half(prior.unet)
+        return prior
 
     @property
     def parts(self) -> dict[str, Any]:
