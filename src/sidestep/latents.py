@@ -10,10 +10,13 @@ maps the shards into memory.
     distance_scale     (N,) float32: what makes the subject's distance 1 when this frame is the reference
 """
 
+import ctypes
 import hashlib
 import json
+import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,8 @@ from sidestep.errors import SidestepError
 from sidestep.inversion import InversionSettings, Inverted
 
 FORMAT = 1
-TENSORS = ("mean", "noise", "intrinsics", "world_to_camera", "distance_scale")
+LATENTS = ("mean", "noise")
+TENSORS = (*LATENTS, "intrinsics", "world_to_camera", "distance_scale")
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,8 @@ class LatentStore:
         self.prior: str = plan["prior"]
         self.alpha_star: float = plan["alpha_star"]
         self.image_size: int = plan["image_size"]
-        # Mapped, not read: a tensor of safetensors is a view of its file until somebody looks at its numbers.
+        # Mapped, not read: a tensor of safetensors is a view of its file until somebody looks at its numbers. Rows
+        # are wanted here and there, so the system is told not to read on from each as far as it would in a film.
         self._shards: list[dict[str, Tensor]] = []
         scenes: list[StoredScene] = []
         count, digest = len(plan["shards"]), plan_digest(plan)
@@ -89,7 +94,10 @@ class LatentStore:
                     f"{path}: incomplete, shard {index + 1} of {count} is missing; run the same `sidestep encode` again"
                 )
             shard = open_shard(file, digest)
-            self._shards.append({name: shard.get_tensor(name) for name in TENSORS})
+            mapped = {name: shard.get_tensor(name) for name in TENSORS}
+            for name in LATENTS:
+                _advise(mapped[name], "MADV_RANDOM")
+            self._shards.append(mapped)
             scenes.extend(_scenes_of(shard, index))
         self.scenes = tuple(scenes)
 
@@ -123,7 +131,29 @@ class LatentStore:
         wanted = [frames] if isinstance(frames, int) else frames
         if not all(0 <= frame < len(scene.frames) for frame in wanted):
             raise IndexError(f"scene {scene.id} has {len(scene.frames)} frames, none at one of {list(wanted)}")
+        self.expect(name, scene, wanted)
         return torch.stack([stored[scene.start + frame] for frame in wanted])
+
+    def expect(self, name: str, scene: StoredScene, frames: Sequence[int]) -> None:
+        """Has the system begin to read rows that will be asked for soon, so that many come from the disk at once."""
+        if name in LATENTS:
+            for frame in frames:
+                _advise(self._shards[scene.shard][name][scene.start + frame], "MADV_WILLNEED")
+
+
+def _advise(mapped: Tensor, advice: str) -> None:
+    """Tells the system how a mapped tensor will be read; one that cannot be told reads as it always does."""
+    option = getattr(mmap, advice, None)
+    if option is None:
+        return
+    start = mapped.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
+    length = mapped.data_ptr() + mapped.nbytes - start
+    _c_library().madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), option)
+
+
+@cache
+def _c_library() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
 
 
 def shard_path(folder: Path, index: int) -> Path:

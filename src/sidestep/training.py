@@ -251,6 +251,8 @@ class _TUNetTask:
         All arithmetic is done for the batch at once: pair by pair it would take longer than a GPU's training step.
         """
         stored = [(scene, (reference, target)) for scene, reference, target, _, _ in rows]
+        for scene, frames in stored:
+            self.store.expect("mean", scene, frames)
         means, intrinsics, poses, scales = (
             torch.stack([self.store.rows(name, scene, frames) for scene, frames in stored])
             for name in ("mean", "intrinsics", "world_to_camera", "distance_scale")
