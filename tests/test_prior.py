@@ -227,6 +227,21 @@ def test_network_runs_in_half_precision_and_latents_do_not(tmp_path, images, lat
     assert 0 < difference < 0.1
 
 
+@pytest.mark.parametrize("stored", [torch.float16, torch.float32])
+def test_a_large_network_stored_in_half_is_held_so_on_a_cpu_and_computes_the_same(
+    tmp_path, latents, monkeypatch, stored
+):
+    monkeypatch.setattr("sidestep.devices.LARGE", 0)
+    monkeypatch.setattr("sidestep.prior.network_dtype", lambda device: torch.float32)
+    LatentPrior(kl(), unet(), SD).to(stored).save_pretrained(tmp_path)
+    held, single = LatentPrior.from_pretrained(tmp_path, "cpu"), load(tmp_path, torch.float32)
+    assert single.unet.conv_in.weight.dtype == torch.float32
+    for _ in range(2):
+        assert held.unet.conv_in.weight.dtype == stored
+        assert torch.equal(held.predict_noise(latents, 300), single.predict_noise(latents, 300))
+    assert held.fingerprint() == single.fingerprint()
+
+
 def test_a_prior_is_frozen_even_inside_a_training_module(latents):
     prior = LatentPrior(kl(), unet(dropout=0.5), SD)
     parent = torch.nn.Sequential(prior)

@@ -6,6 +6,9 @@ import torch
 
 from sidestep.errors import SidestepError
 
+# Parameters of a network that is held in half precision on a CPU: a GiB in float32.
+LARGE = 2**28
+
 
 def choose_device(name: str | None = None) -> torch.device:
     """The named device, or the best one present: cuda, then mps, then cpu.
@@ -66,20 +69,33 @@ def network_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_bf16() else torch.float32
 
 
-def compute_in(network: Any, dtype: torch.dtype) -> None:
+def compute_in(network: Any, dtype: torch.dtype, held: torch.dtype | None = None) -> None:
     """Has a network compute in `dtype`, each layer's weights raised to it only while the layer runs.
 
     For weights that a processor cannot multiply as they are. Those of normalisations are few, and raised for good.
 
     Args:
         network: a model of diffusers, its weights in one precision.
+        held: precision that the weights are held in; as they are where None.
     """
-    network.enable_layerwise_casting(storage_dtype=network.dtype, compute_dtype=dtype)
+    network.enable_layerwise_casting(storage_dtype=held or network.dtype, compute_dtype=dtype)
     for module in network.modules():
         hooks = getattr(module, "_diffusers_hook", None)
         if hooks is None or hooks.get_hook("layerwise_casting") is None:
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.to(dtype)
+
+
+def hold_in_half(network: Any) -> None:
+    """Holds the weights of a large float32 network in float16 where that loses nothing, as where they were stored so.
+
+    It computes the same as before. Nothing is done where it is small, where what is saved is not worth the time.
+    """
+    parameters = list(network.parameters())
+    if sum(parameter.numel() for parameter in parameters) < LARGE:
+        return
+    if all(torch.equal(parameter, parameter.half().float()) for parameter in parameters):
+        compute_in(network, torch.float32, torch.float16)
 
 
 def memory_format(device: torch.device) -> torch.memory_format:

@@ -47,8 +47,9 @@ def load_folder(
         raise SidestepError(f"{folder}: SDXL's refiner, which only goes on from its base model; use the base model")
     names = _part_names(folder, index)
     parts: dict[str, Any] = {
-        "vae": _load(AUTOENCODERS, folder, "vqvae" if "vqvae" in names else "vae", variant, hub, dtype),
+        # The largest first: while it is loaded, its file takes memory too.
         "unet": _load(UNETS, folder, "unet", variant, hub, dtype),
+        "vae": _load(AUTOENCODERS, folder, "vqvae" if "vqvae" in names else "vae", variant, hub, dtype),
         "scheduler": load_schedule(folder, hub),
     }
     unet = parts["unet"]
