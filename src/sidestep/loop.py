@@ -34,7 +34,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from sidestep.config import load_config, save_config, settings
-from sidestep.devices import choose_device, network_dtype
+from sidestep.devices import choose_device, memory_format, network_dtype
 from sidestep.errors import SidestepError
 from sidestep.files import atomic_path
 
@@ -136,6 +136,7 @@ class Training:
             raise SidestepError(
                 f"batch_size {config.batch_size} cannot be shared by {self.processes} processes equally"
             )
+        task.model.to(memory_format=memory_format(device))
         trained = [parameter for parameter in task.model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
             trained, lr=config.learning_rate, weight_decay=config.weight_decay, fused=device.type in ("cpu", "cuda")
