@@ -163,7 +163,8 @@ def _size(options: argparse.Namespace, device: Any, size: int) -> tuple[Callable
     torch.manual_seed(0)
     unet = UNet2DModel(in_channels=4, out_channels=4, block_out_channels=(64, 128), attention_head_dim=32, **kinds)
     dtype = network_dtype(device)
-    unet = unet.to(device, dtype).to(memory_format=memory_format(device)).eval().requires_grad_(False)
+    unet = unet.to(device, memory_format=memory_format(device)).eval().requires_grad_(False)
+    unet = unet if dtype == torch.float32 else unet.to(dtype)
     x = torch.randn(1, 4, size // 8, size // 8, device=device, dtype=dtype)
     return lambda: unet(x, 500), dtype
 

@@ -2,8 +2,8 @@
 
 From loading the model to the MP4 of a path, or the picture where there is one view. Resident: the most that the process
 has had in memory, file pages included. GPU: the most that torch has held of it; `offloaded` keeps only the network that
-works there (`enable_model_cpu_offload`). A CPU computes in float32 what it does not multiply natively, and holds it as
-named (`sidestep.devices.compute_in`). One step of inversion and of sampling: more take time and no more memory.
+works there (`enable_model_cpu_offload`). What a CPU does not multiply natively it holds as named and computes in
+float32 (`sidestep.devices.compute_in`). One step of inversion and of sampling: more take time and no more memory.
 
 With --model sd15, networks of Stable Diffusion 1.5's size with random weights, stored in float16.
 """
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="bundled", help="model folder, hub id, or sd15 [bundled]")
     parser.add_argument("--photo", type=Path, default=PHOTO, help="[examples/chair.jpg]")
     parser.add_argument("--device", help="cpu, cuda or mps [the best one present]")
-    parser.add_argument("--dtypes", nargs="+", default=["auto"], help="float32, bfloat16, float16 [the device's best]")
+    parser.add_argument("--dtypes", nargs="+", default=["auto"], help="float32, bfloat16, float16, auto [auto]")
     parser.add_argument("--offload", action="store_true", help="each row again, offloaded; needs a GPU")
     parser.add_argument("--frames", type=int, nargs="+", default=[120], help="views of the path [120]")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32], help="views at once [1 8 32]")
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                         how = told["dtype"] + (", offloaded" if offload else "")
                         rows.append([how, str(frames), str(size), f"{resident / 2**10:.2f}", told["gpu"]])
     caption = f"{options.model}, {options.photo.name}; {where}."
-    header = ["precision", "views", "at once", "resident, GiB", "GPU, GiB"]
+    header = ["U-Net held in", "views", "at once", "resident, GiB", "GPU, GiB"]
     publish(markdown(caption, header, rows), options.out)
 
 
@@ -85,11 +85,12 @@ def measure(options: argparse.Namespace, frames: int, size: int, dtype: str, off
     from sidestep.pipeline import DEFAULT_FOV
 
     device = choose_device(options.device)
-    wanted = network_dtype(device) if dtype == "auto" else getattr(torch, dtype)
+    best = network_dtype(device)
+    wanted = getattr(torch, dtype) if dtype != "auto" else best if offload else None
     pipe = NovelViewPipeline.from_pretrained(options.model, device="cpu" if offload else device, dtype=wanted)
-    if device.type == "cpu" and wanted.itemsize < network_dtype(device).itemsize:
+    if device.type == "cpu" and wanted is not None and wanted.itemsize < best.itemsize:  # emulated, it would be slow
         for network in (pipe.vae, pipe.unet):
-            compute_in(network, network_dtype(device))
+            compute_in(network, best)
     pipe.set_progress_bar_config(disable=True)
     pipe.tunet.register_to_config(inversion_steps=1)
     if offload:
@@ -101,7 +102,7 @@ def measure(options: argparse.Namespace, frames: int, size: int, dtype: str, off
     with tempfile.TemporaryDirectory() as folder:
         views.save(Path(folder) / ("orbit.mp4" if frames > 1 else "view.png"))
     return {
-        "dtype": str(wanted).removeprefix("torch."),
+        "dtype": str(pipe.unet.conv_in.weight.dtype).removeprefix("torch."),
         "gpu": f"{peak_memory(device):.2f}" if device.type == "cuda" else "",
         "where": f"{pipe.prior.image_size} px; {device.type}, torch {torch.__version__}, {sys.platform}",
     }
