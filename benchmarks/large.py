@@ -7,6 +7,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
 from sidestep import NovelViewPipeline, TUNet
+from sidestep.devices import memory_format
 from sidestep.prompts import EmptyPrompt
 
 
@@ -23,5 +24,7 @@ def stable_diffusion_sized(device: torch.device, dtype: torch.dtype) -> NovelVie
             sample_size=512,
         ).to(dtype)
         tunet = TUNet(**TUNet.PAPER).requires_grad_(False).eval()
+    for network in (unet, vae, tunet):
+        network.to(memory_format=memory_format(device))
     scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
     return NovelViewPipeline(tunet, vae, unet, scheduler, empty_prompt=EmptyPrompt(77, 768))

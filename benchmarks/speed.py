@@ -5,7 +5,7 @@ anew and each step with a guidance pass by the empty prompt; "plain loop", diffu
 a time. Share of the rate: the operations that were done, by convolutions and matrix products, over those of a large
 matrix product in the same time.
 
-Each setting (threads, eager or compiled) runs in a fresh process; one that fails leaves its rows out and says why.
+Each setting (threads, eager or compiled) runs in a fresh process; a part of it that fails is left out and says why.
 Times are the fastest of some calls after a first one, which compiles. On a CPU, memory is the most that the process has
 had resident up to that row; on a GPU what torch holds of it during the row. With --prior sd15, networks of Stable
 Diffusion 1.5's size with random weights: as fast, and nothing to download.
@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             except SidestepError as error:
                 failed.append(f"Not measured ({', '.join(how)}): {error}.")
                 continue
-            told = json.loads(output)
+            told = json.loads(output.splitlines()[-1])  # a compiler may print before it
+            failed += [f"Not measured ({part}, {', '.join(how)}): {why}." for part, why in told["failed"].items()]
             for part, rows in told["rows"].items():
                 found.setdefault(part, []).extend([[f"{row[0]}, {', '.join(how)}", *row[1:]] for row in rows])
     if not found:
@@ -114,20 +116,24 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     device = choose_device(options.device)
     dtype = getattr(torch, options.dtype) if options.dtype else network_dtype(device)
     bench = _Bench(options, device, dtype, product_rate(device, dtype))
-    parts = options.parts or (PARTS if device.type == "cuda" else PARTS[:2])
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    trained = bench.pipe.tunet.config
+    rows: dict[str, list[list[str]]] = {}
+    failed: dict[str, str] = {}
     told = {
         "steps": options.steps,
-        "inversion": trained.inversion_steps,
-        "loading": bench.loading() if "encoding" in parts else "",
-        "rows": {part: getattr(bench, part)() for part in parts},
+        "inversion": bench.pipe.tunet.config.inversion_steps,
+        "loading": bench.loading(),
+        "rows": rows,
+        "failed": failed,
+        "machine": f"{options.prior}, {bench.pipe.prior.image_size} px; {name}, {str(dtype).removeprefix('torch.')}, "
+        f"torch {torch.__version__}. A large matrix product: {bench.rate / 1e12:.3g} TFLOP/s (of the last setting).",
     }
-    size = bench.pipe.prior.image_size
-    told["machine"] = (
-        f"{options.prior}, {size} px; {name}, {str(dtype).removeprefix('torch.')}, torch {torch.__version__}. "
-        f"A large matrix product: {bench.rate / 1e12:.3g} TFLOP/s (of the last setting)."
-    )
+    for part in options.parts or (PARTS if device.type == "cuda" else PARTS[:2]):
+        try:
+            rows[part] = getattr(bench, part)()
+        except Exception as error:  # whatever it is, what else was measured is worth keeping
+            traceback.print_exc()
+            failed[part] = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return told
 
 
