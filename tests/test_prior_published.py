@@ -191,7 +191,7 @@ def test_the_half_precision_variant_is_read_alone(priors, kind, tmp_path):
     torch.testing.assert_close(
         half.predict_noise(latents, 600), whole.predict_noise(latents, 600), rtol=0.05, atol=0.05
     )
-    with pytest.raises(SidestepError, match="vae cannot be loaded"):
+    with pytest.raises(SidestepError, match="unet cannot be loaded"):
         load(tmp_path / kind)
 
 
