@@ -385,8 +385,8 @@ def _same(item: Any) -> Any:
 def test_encoding_a_pack_gives_the_store_of_the_folder(
     whole: Path, scenes: list[Scene], tmp_path: Path, make_tiny_pipeline: Callable[..., Any]
 ) -> None:
-    from sidestep.inversion import InversionSettings
     from sidestep.encoding import encode_captures
+    from sidestep.inversion import InversionSettings
 
     prior = make_tiny_pipeline().prior
     for name, data in (("folder", scenes), ("pack", read_captures(whole))):
