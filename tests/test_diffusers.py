@@ -109,7 +109,7 @@ def test_variants(pipe: NovelViewPipeline, tmp_path: Path) -> None:
     }
     loaded = NovelViewPipeline.from_pretrained(tmp_path, variant="fp16", torch_dtype=torch.float64, device="cpu")
     assert (loaded.unet.dtype, loaded.vae.dtype, loaded.tunet.dtype) == (torch.float64, torch.float64, torch.float32)
-    with pytest.raises(SidestepError, match="vae cannot be loaded"):
+    with pytest.raises(SidestepError, match="unet cannot be loaded"):
         NovelViewPipeline.from_pretrained(tmp_path, device="cpu")
 
 
