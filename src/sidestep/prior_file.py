@@ -20,9 +20,11 @@ from torch import Tensor
 from sidestep.errors import SidestepError
 from sidestep.prior_folder import (
     attends_to_prompt,
+    encoded_empty,
     import_transformers,
     load_schedule,
     load_tokenizer,
+    read_index,
     text_suffixes,
     unreadable,
 )
@@ -83,7 +85,7 @@ def _config_folder(config: str, hub: Mapping[str, Any]) -> str:
     if Path(config).is_dir():
         return config
     try:
-        found: str = snapshot_download(config, allow_patterns=["*/*.json", "tokenizer*/*"], **hub)
+        found: str = snapshot_download(config, allow_patterns=["model_index.json", "*/*.json", "tokenizer*/*"], **hub)
     except (OSError, ValueError) as error:
         raise unreadable(config, error) from error
     return found
@@ -99,24 +101,29 @@ def _convert(
     if "ztsnr" in weights:
         schedule["rescale_betas_zero_snr"] = True
     unet = _network(UNet2DConditionModel, path, weights, folder, "unet")
-    parts = {
+    parts: dict[str, Any] = {
         "vae": _network(AutoencoderKL, path, weights, folder, "vae"),
         "unet": unet,
         "scheduler": schedule,
     }
     if not attends_to_prompt(unet):
         return parts
-    readers = {}
-    for suffix in text_suffixes(unet):
-        if any(key.startswith(TEXT[suffix]) for key in weights):
-            encoder = _text_encoder(path, weights, folder, f"text_encoder{suffix}")
-            tokenizer = None if tokenizers is None else _tokenizer(tokenizers, suffix, encoder)
-            readers[suffix] = encoder, tokenizer
-    if all(tokenizer is not None for _, tokenizer in readers.values()):
-        for suffix, (encoder, tokenizer) in readers.items():
-            parts |= {f"text_encoder{suffix}": encoder, f"tokenizer{suffix}": tokenizer}
-    elif len(text_suffixes(unet)) == 1:  # SDXL's empty prompt is zeros
-        parts["empty_prompt"] = EmptyPrompt.holding(_encode_empty(weights, readers[""][0]))
+    suffixes = text_suffixes(unet)
+    reads = tokenizers is not None and all((Path(tokenizers) / f"tokenizer{suffix}").is_dir() for suffix in suffixes)
+    if len(suffixes) > 1 and not reads:
+        return parts  # SDXL's empty prompt is zeros, so its encoders would be converted for nothing
+    readers = []
+    for suffix in suffixes:
+        if not any(key.startswith(TEXT[suffix]) for key in weights):
+            continue
+        encoder = _text_encoder(path, weights, folder, f"text_encoder{suffix}")
+        if tokenizers is not None and reads:
+            reader = encoder, _tokenizer(tokenizers, suffix, encoder)
+            parts[f"text_encoder{suffix}"], parts[f"tokenizer{suffix}"] = reader
+            readers.append(reader)
+        else:
+            parts["empty_prompt"] = EmptyPrompt.holding(_encode_empty(weights, encoder))
+    parts.setdefault("empty_prompt", encoded_empty(unet, read_index(folder, {}), readers))
     return parts
 
 
@@ -137,7 +144,7 @@ def _read(path: str) -> tuple[dict[str, Tensor], Mapping[str, str]]:
         raise SidestepError(f"{path}: damaged, or no .safetensors file ({error}); fetch it again") from None
     for key in [key for key in weights if key.startswith(UNET)]:
         # Averages are named without dots: model_ema.diffusion_modelinput_blocks00weight.
-        averaged = weights.get(AVERAGED + key.removeprefix("model.").replace(".", ""))
+        averaged = weights.pop(AVERAGED + key.removeprefix("model.").replace(".", ""), None)
         if averaged is not None:
             weights[key] = averaged
     return weights, said
@@ -212,9 +219,7 @@ def _text_encoder(path: str, weights: dict[str, Tensor], folder: str, part: str)
 
 
 def _tokenizer(folder: str, suffix: str, encoder: Any) -> Any:
-    """The tokenizer of a text encoder; None where `folder` has none."""
-    if not (Path(folder) / f"tokenizer{suffix}").is_dir():
-        return None
+    """The tokenizer of a text encoder."""
     try:
         return load_tokenizer(folder, suffix, encoder.config, {})
     except SidestepError:

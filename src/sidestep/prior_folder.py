@@ -18,7 +18,7 @@ from diffusers import (
 from safetensors import SafetensorError
 
 from sidestep.errors import SidestepError
-from sidestep.prompts import EmptyPrompt, PromptEmbeds, Readers, encode_prompts
+from sidestep.prompts import EmptyPrompt, Readers, encode_prompts
 
 AUTOENCODERS: dict[str, Any] = {c.__name__: c for c in (AutoencoderKL, AutoencoderTiny, AutoencoderDC, VQModel)}
 TEXT_PARTS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
@@ -42,7 +42,7 @@ def load_folder(
     Raises:
         SidestepError: if a part is missing, unreadable, not in safetensors, or not supported.
     """
-    index = _read_index(folder, hub)
+    index = read_index(folder, hub)
     if index.get("requires_aesthetics_score"):
         raise SidestepError(f"{folder}: SDXL's refiner, which only goes on from its base model; use the base model")
     names = _part_names(folder, index)
@@ -63,8 +63,7 @@ def load_folder(
             reader = load_text(folder, suffix, variant, hub)
             parts[f"text_encoder{suffix}"], parts[f"tokenizer{suffix}"] = reader
             readers.append(reader)
-    if takes_pooled(unet) and index.get("force_zeros_for_empty_prompt") is False and len(readers) == 2:
-        parts.setdefault("empty_prompt", EmptyPrompt.holding(encode_empty(readers)))
+    parts.setdefault("empty_prompt", encoded_empty(unet, index, readers))
     return parts
 
 
@@ -85,9 +84,11 @@ def text_suffixes(unet: Any) -> tuple[str, ...]:
 
 
 @torch.no_grad()
-def encode_empty(readers: Readers) -> PromptEmbeds:
-    """What text encoders make of the empty prompt."""
-    return encode_prompts([""], readers)
+def encoded_empty(unet: Any, index: Mapping[str, Any], readers: Readers) -> EmptyPrompt | None:
+    """The empty prompt of an SDXL that was not trained to be told nothing by zeros; None of any other model."""
+    if not takes_pooled(unet) or index.get("force_zeros_for_empty_prompt") is not False or len(readers) < 2:
+        return None
+    return EmptyPrompt.holding(encode_prompts([""], readers))
 
 
 def load_schedule(folder: str, hub: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,7 +192,7 @@ def _load(
         raise unreadable(f"{folder}/{name}", error) from error
 
 
-def _read_index(folder: str, hub: Mapping[str, Any]) -> dict[str, Any]:
+def read_index(folder: str, hub: Mapping[str, Any]) -> dict[str, Any]:
     """model_index.json; empty where there is none."""
     try:
         index: dict[str, Any] = DiffusionPipeline.load_config(folder, **hub)

@@ -53,17 +53,6 @@ _OPENCLIP_H = _CLIP_L | {
     "pad_token_id": 0,
 }
 
-_OPENCLIP_BIG_G = _CLIP_L | {
-    "architectures": ["CLIPTextModelWithProjection"],
-    "hidden_size": 1280,
-    "intermediate_size": 5120,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 20,
-    "projection_dim": 1280,
-    "hidden_act": "gelu",
-    "pad_token_id": 0,
-}
-
 _UNET_2 = _UNET | {
     "cross_attention_dim": 1024,
     "attention_head_dim": [5, 10, 20, 20],
@@ -106,7 +95,5 @@ LAYOUTS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "vae": _VAE | {"scaling_factor": 0.13025, "force_upcast": True},
         "scheduler": _SCHEDULE | {"prediction_type": "epsilon"},
-        "text_encoder": _CLIP_L,
-        "text_encoder_2": _OPENCLIP_BIG_G,
     },
 }
