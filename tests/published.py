@@ -77,7 +77,7 @@ _UNET = {
     "flip_sin_to_cos": True,
     "freq_shift": 0,
     "in_channels": 4,
-    "layers_per_block": 2,
+    "layers_per_block": 1,
     "mid_block_scale_factor": 1,
     "norm_eps": 1e-05,
     "norm_num_groups": 8,
@@ -98,6 +98,7 @@ UNETS = {
         "attention_head_dim": [1, 2],
         "cross_attention_dim": CLIP + OPENCLIP_2,
         "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+        "layers_per_block": 2,
         "projection_class_embeddings_input_dim": POOLED + 6 * 8,
         "sample_size": 16,
         "transformer_layers_per_block": [1, 2],
@@ -115,7 +116,7 @@ UNETS = {
         "flip_sin_to_cos": True,
         "freq_shift": 0,
         "in_channels": 3,
-        "layers_per_block": 2,
+        "layers_per_block": 1,
         "mid_block_scale_factor": 1,
         "norm_eps": 1e-06,
         "norm_num_groups": 8,
@@ -168,7 +169,7 @@ _TEXT = {
     "transformers_version": "4.22.0.dev0",
     "vocab_size": len(VOCABULARY),
 }
-_TEXT_2 = _TEXT | {"hidden_act": "gelu", "hidden_size": OPENCLIP, "num_hidden_layers": 23, "projection_dim": 512}
+_TEXT_2 = _TEXT | {"hidden_act": "gelu", "hidden_size": OPENCLIP, "projection_dim": 512}
 _BIG_G = _TEXT | {
     "architectures": ["CLIPTextModelWithProjection"],
     "hidden_act": "gelu",
@@ -262,10 +263,8 @@ def compvis_weights(kind: str) -> dict[str, torch.Tensor]:
         weights |= {f"conditioner.embedders.1.model.{key}": value for key, value in second.items()}
         weights["conditioner.embedders.1.model.logit_scale"] = torch.tensor(4.6)
     else:
-        # Its 24th layer is there too, and not used.
-        last = {
-            key.replace("layers.22.", "layers.23."): value + 1 for key, value in text.items() if "layers.22." in key
-        }
+        # The 24th layer is there too, and not used.
+        last = {key.replace("layers.1.", "layers.23."): value + 1 for key, value in text.items() if "layers.1." in key}
         second = _openclip({**text, **last})
         second["text_projection"] = torch.randn(OPENCLIP, OPENCLIP)
         weights |= {f"cond_stage_model.model.{key}": value for key, value in second.items()}
