@@ -242,6 +242,15 @@ def test_a_large_network_stored_in_half_is_held_so_on_a_cpu_and_computes_the_sam
     assert held.fingerprint() == single.fingerprint()
 
 
+def test_a_compiled_network_is_saved_without_the_path_it_came_from(tmp_path):
+    LatentPrior(kl(), unet(), SD).save_pretrained(tmp_path / "first")
+    prior = load(tmp_path / "first")
+    prior.unet = torch.compile(prior.unet)
+    prior.save_pretrained(tmp_path / "second")
+    assert load(tmp_path / "second").fingerprint() == prior.fingerprint()
+    assert str(tmp_path) not in (tmp_path / "second" / "unet" / "config.json").read_text()
+
+
 def test_a_prior_is_frozen_even_inside_a_training_module(latents):
     prior = LatentPrior(kl(), unet(dropout=0.5), SD)
     parent = torch.nn.Sequential(prior)
@@ -425,6 +434,7 @@ def test_a_conditional_unet_without_cross_attention_needs_no_text(latents):
         (lambda: (kl(), unet(sample_size=(8, 16)), SD), "sample_size"),
         (lambda: (kl(), text_unet(sample_size=9), SD), "sample_size"),
         (lambda: (kl(), unet(num_class_embeds=3), SD), "num_class_embeds"),
+        (lambda: (kl(), text_unet(time_cond_proj_dim=8), SD), "time_cond_proj_dim"),
         (lambda: (kl(), unet(), DDIMScheduler(prediction_type="sample")), "sample"),
         (lambda: (kl(), unet(), FlowMatchEulerDiscreteScheduler()), "no betas"),
         (lambda: (kl(), unet(), {"beta_schedule": "zigzag"}), "zigzag"),

@@ -275,6 +275,13 @@ def test_a_prior_without_its_text_encoder_inverts_the_same_and_takes_no_prompt(p
     torch.testing.assert_close(load(tmp_path / "again").predict_noise(latents, 600), prior.predict_noise(latents, 600))
 
 
+def test_it_is_not_saved_where_parts_of_another_would_be_read_with_it(priors, tmp_path):
+    priors["sd15"].save_pretrained(tmp_path)
+    with pytest.raises(SidestepError, match=r"holds text_encoder, tokenizer of another prior.*name another folder"):
+        priors["sd15"].save_pretrained(tmp_path, text=False)
+    assert load(tmp_path).encode_prompt(["a chair"]).tokens.any()
+
+
 def test_a_text_prior_without_its_encoder_says_the_way_out(folders, tmp_path):
     published.write_folder(tmp_path / "sd15", "sd15")
     (tmp_path / "sd15" / "text_encoder").rename(tmp_path / "elsewhere")

@@ -71,6 +71,15 @@ CPU_PIXELS = 2**18
 # Tokens of a prompt of CLIP's, where no text encoder is there to tell.
 PROMPT_LENGTH = 77
 
+# Settings of a U-Net that is told more than a prompt: classes, images, the guidance that it was distilled with.
+CONDITIONS = (
+    "num_class_embeds",
+    "class_embed_type",
+    "addition_embed_type",
+    "encoder_hid_dim_type",
+    "time_cond_proj_dim",
+)
+
 # Weights that pictures made of latents depend on, and no latent does.
 AFTER_LATENTS = ("decoder.", "post_quant_conv.", "quantize.")
 
@@ -234,12 +243,20 @@ class LatentPrior(torch.nn.Module):
         Args:
             text: with the text encoders. Without, the empty prompt's embedding takes their place: the folder inverts as
                 before and has the same fingerprint, but takes no prompt.
+
+        Raises:
+            SidestepError: if the folder holds a part that this prior has not, and that would be read with it.
         """
         parts = self.parts
         if not text:
             parts |= dict.fromkeys(TEXT_PARTS)
             if self.needs_prompt:
                 parts["empty_prompt"] = EmptyPrompt.holding(self._empty())
+        foreign = [name for name, part in parts.items() if part is None and (Path(path) / name).is_dir()]
+        if foreign:
+            raise SidestepError(
+                f"{path}: holds {', '.join(foreign)} of another prior, to be read with this one; name another folder"
+            )
         for name, part in parts.items():
             if part is not None:
                 forget_path(part)
@@ -505,6 +522,7 @@ def copy_prior(source: str | Path, out: str | Path) -> None:
 
 def forget_path(part: Any) -> None:
     """Takes where a network was loaded from out of its config: a path on this machine, of no use on another."""
+    part = _plain(part)
     if isinstance(part, ModelMixin) and "_name_or_path" in part.config:
         part.register_to_config(_name_or_path="")
 
@@ -553,7 +571,7 @@ def _fit(vae: Any, unet: Any) -> tuple[int, int, int]:
             f"the autoencoder's latents have {channels} channels but the U-Net takes {unet.config.in_channels} "
             f"and gives {unet.config.out_channels}; they do not belong together"
         )
-    for extra in ("num_class_embeds", "class_embed_type", "addition_embed_type", "encoder_hid_dim_type"):
+    for extra in CONDITIONS:
         if unet.config.get(extra) is not None and not (extra == "addition_embed_type" and takes_pooled(unet)):
             raise SidestepError(f"the U-Net is conditioned by {extra}={unet.config[extra]!r}, which is not supported")
     if vae.config.get("latents_mean") is not None or vae.config.get("latents_std") is not None:
