@@ -89,7 +89,8 @@ def compute_in(network: Any, dtype: torch.dtype, held: torch.dtype | None = None
 def hold_in_half(network: Any) -> None:
     """Holds the weights of a large float32 network in float16 where that loses nothing, as where they were stored so.
 
-    It computes the same as before. Nothing is done where it is small, where what is saved is not worth the time.
+    It computes the same as before, but for one thread at a time, and stays so whatever precision it is asked to take
+    (`to(dtype)`). Nothing is done where it is small, where what is saved is not worth the time.
     """
     parameters = list(network.parameters())
     if sum(parameter.numel() for parameter in parameters) < LARGE:

@@ -194,8 +194,9 @@ class LatentPrior(torch.nn.Module):
         Args:
             path: a folder, the id of a repository on the hub, or a .safetensors file.
             device: where to run; the best device present where None.
-            dtype: precision of the networks; `network_dtype(device)` where None. A CPU emulates, slowly, what it does
-                not compute in natively: see `devices.compute_in`.
+            dtype: precision of the networks; `network_dtype(device)` where None, and then a CPU may hold a large U-Net
+                as `devices.hold_in_half` does. A CPU emulates, slowly, what it does not compute in natively: see
+                `devices.compute_in`.
             variant: of the weights' files, such as "fp16".
             config: for a file, a folder or hub id in diffusers' layout that says how its networks are built, and has
                 the tokenizers that prompts need; its weights are not read. Where None, the file must be one of Stable
