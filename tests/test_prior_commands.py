@@ -79,6 +79,8 @@ def test_a_pipeline_is_saved_whole_and_loads_in_diffusers(kind, text, tmp_path, 
     if not text:
         with pytest.raises(SidestepError, match="takes no prompt"):
             views(ours, photo, prompt="a red chair")
+        with pytest.raises(SidestepError, match="holds text_encoder, tokenizer of another prior"):
+            pipe.save_pretrained(tmp_path / kind)
         return
     guided = views(ours, photo, prompt="a red chair", negative_prompt="ab", guidance=30.0)
     assert (guided - plain).abs().max() > 1

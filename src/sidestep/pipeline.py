@@ -31,7 +31,7 @@ from sidestep.models import BUNDLED, model_folder
 from sidestep.models.index import write_index
 from sidestep.notebook import pictures_html, views_html
 from sidestep.outputs import save_views
-from sidestep.prior import PARTS, LatentPrior, forget_path
+from sidestep.prior import PARTS, LatentPrior, forget_path, refuse_foreign
 from sidestep.prior_folder import TEXT_PARTS
 from sidestep.prompts import EmptyPrompt, PromptEmbeds
 from sidestep.tunet import TUNet, load_tunet
@@ -226,10 +226,11 @@ class NovelViewPipeline(DiffusionPipeline):
             What the hub says to the upload; None without one.
 
         Raises:
-            SidestepError: if weights are to be pickled.
+            SidestepError: if weights are to be pickled, or the folder holds a part of a prior that this one has not.
         """
         if not safe_serialization:
             raise SidestepError("weights are written as safetensors only, never pickled; leave safe_serialization out")
+        refuse_foreign(path, self._prior_parts)
         if self.tunet.config.prior_fingerprint:
             # In another precision than they were loaded in, the prior's weights have another fingerprint.
             saved = LatentPrior(**self._prior_parts)

@@ -253,11 +253,7 @@ class LatentPrior(torch.nn.Module):
             parts |= dict.fromkeys(TEXT_PARTS)
             if self.needs_prompt:
                 parts["empty_prompt"] = EmptyPrompt.holding(self._empty())
-        foreign = [name for name, part in parts.items() if part is None and (Path(path) / name).is_dir()]
-        if foreign:
-            raise SidestepError(
-                f"{path}: holds {', '.join(foreign)} of another prior, to be read with this one; name another folder"
-            )
+        refuse_foreign(path, parts)
         for name, part in parts.items():
             if part is not None:
                 forget_path(part)
@@ -519,6 +515,19 @@ def copy_prior(source: str | Path, out: str | Path) -> None:
         if (source / part).is_dir():
             with atomic_path(out / part) as temporary:
                 shutil.copytree(source / part, temporary)
+
+
+def refuse_foreign(folder: str | Path, parts: Mapping[str, Any]) -> None:
+    """Refuses to write a prior's parts where one that it has not (None) lies, which would be read with them.
+
+    Raises:
+        SidestepError: if there is one.
+    """
+    foreign = [name for name, part in parts.items() if part is None and (Path(folder) / name).is_dir()]
+    if foreign:
+        raise SidestepError(
+            f"{folder}: holds {', '.join(foreign)} of another prior, to be read with this one; name another folder"
+        )
 
 
 def forget_path(part: Any) -> None:
