@@ -86,6 +86,19 @@ def test_what_an_encoding_will_do_and_how_much_of_it_is_done(prior: LatentPrior,
         plan_encoding(prior, scenes, out, replace(SETTINGS, steps=3), prior_name="tiny", **SIZES)
 
 
+def test_a_part_is_planned_alone_and_one_that_does_not_exist_is_refused(prior: LatentPrior, tmp_path: Path) -> None:
+    scenes = read_captures(CAPTURES)
+
+    def plan(*part: int) -> dict[str, Any]:
+        sizes = {"scenes_per_shard": 1, "batch_size": 1}
+        return plan_encoding(prior, scenes, tmp_path, SETTINGS, prior_name="tiny", part=part, **sizes).to_dict()
+
+    assert [plan(1, 2)["shards"], plan(2, 2)["shards"]] == [2, 1]
+    for part in ((0, 3), (4, 3), (1, 0)):
+        with pytest.raises(SidestepError, match=f"part {part[0]}/{part[1]}: give parts as"):
+            plan(*part)
+
+
 def test_a_disk_that_is_too_small_is_told(prior: LatentPrior, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_encoding(prior, read_captures(CAPTURES), tmp_path, SETTINGS, prior_name="tiny", **SIZES)
     assert plan.warning is None

@@ -109,9 +109,7 @@ def encode_captures(
     Raises:
         SidestepError: if `out` holds a store of another prior, other settings or other scenes, or a photo is damaged.
     """
-    number, parts = part
-    if not 1 <= number <= parts:
-        raise SidestepError(f"part {number}/{parts}: give parts as 1/{parts} to {parts}/{parts}")
+    own = part_of(part)
     out = Path(out).absolute()
     plan, runs = store_plan(prior, scenes, out, settings, prior_name, scenes_per_shard)
     if read_plan(out) is None:
@@ -120,7 +118,7 @@ def encode_captures(
             write_json(out / "store.json", plan)
         _refuse_stale(out, read_plan(out) or plan, plan)
     job = Job(str(plan["prior"]), prior.fingerprint(), settings, batch_size, plan_digest(plan))
-    shards = [Shard(shard_path(out, index), tuple(run)) for index, run in enumerate(runs)][number - 1 :: parts]
+    shards = [Shard(shard_path(out, index), tuple(run)) for index, run in enumerate(runs)][own]
     whole = {shard.file.name for shard in shards if _is_whole(shard.file, job.digest)}
     sweep(out, {"store.json", *whole})
     missing = [shard for shard in shards if shard.file.name not in whole]
@@ -133,6 +131,19 @@ def encode_captures(
         if progress is not None:
             progress(done, total)
     return total
+
+
+def part_of(part: tuple[int, int]) -> slice:
+    """Which of a store's shards are the kth of n parts, from (k, n).
+
+    Raises:
+        SidestepError: if there is no such part.
+    """
+    number, parts = part
+    if not 1 <= number <= parts:
+        most = max(parts, 1)
+        raise SidestepError(f"part {number}/{parts}: give parts as 1/{most} to {most}/{most}")
+    return slice(number - 1, None, parts)
 
 
 def store_plan(

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from sidestep import training
 from sidestep.captures import Scene, read_captures
-from sidestep.encoding import read_photos, store_plan
+from sidestep.encoding import part_of, read_photos, store_plan
 from sidestep.errors import SidestepError
 from sidestep.inversion import InversionSettings
 from sidestep.latents import shard_path
@@ -103,9 +103,9 @@ def plan_encoding(
     Raises:
         SidestepError: as `encode_captures`, as far as that can be seen before.
     """
+    own = part_of(part)
     _, runs = store_plan(prior, scenes, out, settings, prior_name, scenes_per_shard)
-    number, parts = part
-    shards = list(enumerate(runs))[number - 1 :: parts]
+    shards = list(enumerate(runs))[own]
     total = sum(len(scene.frames) for _, run in shards for scene in run)
     missing = [run for index, run in shards if not shard_path(out, index).exists()]
     frames = [frame for run in missing for scene in run for frame in scene.frames]
