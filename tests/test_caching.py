@@ -97,6 +97,16 @@ def test_nothing_of_it_stays_behind(unet):
     assert list(unet.state_dict()) == keys
 
 
+def test_a_second_call_is_refused_and_the_first_goes_on(unet):
+    x = torch.randn(1, 4, 16, 16)
+    whole = run(unet, x, 150)
+    with cached_features(unet, 2):
+        run(unet, x, 100)
+        with pytest.raises(SidestepError, match="another call"), cached_features(unet, 2):
+            pass
+        assert not torch.equal(run(unet, x, 150), whole)  # still from what was cached
+
+
 def test_a_batch_of_another_size_is_computed_whole(unet):
     one, two = torch.randn(1, 4, 16, 16), torch.randn(2, 4, 16, 16)
     whole = run(unet, two, 200)

@@ -32,7 +32,8 @@ def cached_features(unet: Any, interval: int, levels: int = 1) -> Iterator[None]
         levels: how many of the outer levels run at each pass.
 
     Raises:
-        SidestepError: if the interval or the levels do not fit, or the network is of another kind, or compiled.
+        SidestepError: if the interval or the levels do not fit, or the network is of another kind, compiled, or cached
+            by another call at this time.
     """
     if interval < 1:
         raise SidestepError(f"the cache interval is {interval}; it must be 1 (no caching) or more")
@@ -48,15 +49,18 @@ def cached_features(unet: Any, interval: int, levels: int = 1) -> Iterator[None]
         *((module, _Skip(walk)) for module in passing),
         (entry, _Enter(walk)),
     ]
+    registries = [HookRegistry.check_if_exists_or_initialize(module) for module, _ in hooks]
+    if any(registry.get_hook(NAME) is not None for registry in registries):
+        raise SidestepError("another call is caching this U-Net's features; let it end first")
     counting = unet.conv_in.register_forward_pre_hook(lambda _, inputs: walk.begin(inputs[0]))
     try:
-        for module, hook in hooks:
-            HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, NAME)
+        for registry, (_, hook) in zip(registries, hooks, strict=True):
+            registry.register_hook(hook, NAME)
         yield
     finally:
         counting.remove()
-        for module, _ in hooks:
-            HookRegistry.check_if_exists_or_initialize(module).remove_hook(NAME, recurse=False)
+        for registry in registries:
+            registry.remove_hook(NAME, recurse=False)
 
 
 class _Walk:
