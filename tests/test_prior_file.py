@@ -90,7 +90,7 @@ def test_a_file_is_the_same_prior_as_its_folder(kind, files, folders, priors):
     torch.testing.assert_close(*chairs)
 
 
-@pytest.mark.parametrize("kind", published.KINDS)
+@pytest.mark.parametrize("kind", ["sd15", "sd21", "sdxl"])
 def test_without_a_tokenizer_it_inverts_the_same_and_takes_no_prompt(kind, files, folders, priors, tmp_path):
     whole, single = priors[kind], load(files[kind], config=without_tokenizers(folders[kind], tmp_path))
     latents = noise_like(whole)

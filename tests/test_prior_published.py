@@ -1,5 +1,6 @@
 """Priors as they are published, in miniature: folders of Stable Diffusion 1, 2 and XL and of the first LDMs."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -62,8 +63,8 @@ def noise_like(prior, batch=2):
         ("ldm", 16, "epsilon", 1.0),
     ],
 )
-def test_a_published_folder_inverts_and_samples_back(folders, kind, size, predicted, factor):
-    prior = load(folders[kind])
+def test_a_published_folder_inverts_and_samples_back(priors, kind, size, predicted, factor):
+    prior = copy.deepcopy(priors[kind])
     assert (prior.image_size, prior.prediction_type) == (size, predicted)
     assert prior.vae.config.scaling_factor == factor
     if kind != "ldm":
@@ -95,8 +96,8 @@ def test_noise_is_what_diffusers_pipeline_asks_its_network_for(folders, priors, 
         torch.testing.assert_close(prior.predict_noise(latents, 601, asked), noise, rtol=1e-3, atol=1e-3)
 
 
-def test_sdxl_is_told_what_diffusers_pipeline_tells_it(folders, monkeypatch):
-    prior, theirs = load(folders["sdxl"]), StableDiffusionXLPipeline.from_pretrained(folders["sdxl"])
+def test_sdxl_is_told_what_diffusers_pipeline_tells_it(folders, priors, monkeypatch):
+    prior, theirs = copy.deepcopy(priors["sdxl"]), StableDiffusionXLPipeline.from_pretrained(folders["sdxl"])
     told = []
     for network in (theirs.unet, prior.unet):
         forward = network.forward
@@ -117,8 +118,8 @@ def test_sdxl_is_told_what_diffusers_pipeline_tells_it(folders, monkeypatch):
     assert not alone["added_cond_kwargs"]["text_embeds"].any()
 
 
-def test_the_pooled_prompt_and_the_size_reach_the_noise(folders):
-    prior = load(folders["sdxl"])
+def test_the_pooled_prompt_and_the_size_reach_the_noise(priors):
+    prior = copy.deepcopy(priors["sdxl"])
     latents = noise_like(prior, 1)
     embeds = prior.encode_prompt(["a chair"])
     noise = prior.predict_noise(latents, 300, embeds)
@@ -146,13 +147,13 @@ def test_the_refiner_of_sdxl_is_refused(tmp_path):
         load(tmp_path / "xl")
 
 
-def test_text_encoders_of_another_model_are_refused(folders, priors):
+def test_text_encoders_of_another_model_are_refused(priors):
     prior, other = priors["sd15"], priors["sd21"]
     with pytest.raises(SidestepError, match="24 wide but the U-Net takes 16"):
         LatentPrior(prior.vae, prior.unet, prior.scheduler, other.text_encoder, other.tokenizer)
     with pytest.raises(SidestepError, match="empty prompt's embeddings are 48 wide"):
         LatentPrior(prior.vae, prior.unet, prior.scheduler, empty_prompt=priors["sdxl"].empty_prompt)
-    whole = load(folders["sdxl"])
+    whole = copy.deepcopy(priors["sdxl"])
     whole.text_encoder_2.text_projection = None
     with pytest.raises(SidestepError, match="second text encoder's pooled embeddings are 0 wide"):
         LatentPrior(**whole.parts)
@@ -204,12 +205,11 @@ def test_attention_that_is_to_be_upcast_runs_in_half_precision(folders, priors):
     torch.testing.assert_close(noise, exact.predict_noise(latents, 600), rtol=0.1, atol=0.1)
 
 
-def test_an_autoencoder_that_overflows_in_half_precision_runs_in_full(folders):
-    prior = load(folders["sdxl"]).half()
+def test_an_autoencoder_that_overflows_in_half_precision_runs_in_full(priors):
+    prior, exact, fixed = (copy.deepcopy(priors["sdxl"]).half() for _ in range(3))
     picture = torch.rand(1, 3, 32, 32)
-    assert torch.equal(prior.encode(picture), load(folders["sdxl"]).half().float().encode(picture))
+    assert torch.equal(prior.encode(picture), exact.float().encode(picture))
     assert (prior.vae.dtype, prior.unet.dtype) == (torch.float32, torch.float16)
-    fixed = load(folders["sdxl"]).half()
     fixed.vae.register_to_config(force_upcast=False)
     fixed.decode(noise_like(fixed, 1))
     assert fixed.vae.dtype == torch.float16
