@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 
 import sidestep.plan
 from sidestep.captures import read_captures
@@ -20,11 +21,16 @@ from sidestep.cli import main
 from sidestep.encoding import encode_captures
 from sidestep.errors import SidestepError
 from sidestep.inversion import InversionSettings
-from sidestep.plan import plan_encoding, plan_pretraining, plan_training, read_noting
+from sidestep.plan import plan_encoding, plan_pretraining, plan_training, prior_bytes, read_noting
 from sidestep.pretraining import PretrainConfig
 from sidestep.pretraining.config import AutoencoderConfig, UNetConfig
-from sidestep.prior import LatentPrior
+from sidestep.prior import LatentPrior, copy_prior
 from sidestep.training import TrainConfig, train
+
+pytest.importorskip("transformers")
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(Path(__file__).parent)
+    import published
 
 pytestmark = pytest.mark.usefixtures("own_process")
 CAPTURES = Path(__file__).parent / "data" / "furniture"  # three scenes of 25 frames
@@ -134,6 +140,27 @@ def test_what_a_training_will_do_and_how_much_of_it_is_done(stored: TrainConfig)
     done = plan_training(replace(stored, epochs=4)).to_dict()
     assert (done["steps"], done["steps_done"], done["samples"]) == (20, 10, 40)
     assert plan_training(stored).to_dict()["hours"] == 0
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+def test_a_prior_in_half_precision_is_counted_as_it_is_written_beside_a_model(kind: str, tmp_path: Path) -> None:
+    source, out = published.write_folder(tmp_path / "prior", kind, fp16=True), tmp_path / "model"
+    for path in source.rglob("*.fp16.safetensors"):
+        path.replace(path.with_name(path.name.replace(".fp16", "")))
+    copy_prior(source, out)
+    written = sum(path.stat().st_size for path in below(out) if path.is_file())
+    assert written <= prior_bytes(source) <= written + 2**20
+
+
+def test_a_prior_of_a_single_file_is_counted_in_float32_without_its_text_encoder(tmp_path: Path) -> None:
+    file = tmp_path / "sd15.safetensors"
+    save_file({key: weight.half() for key, weight in published.compvis_weights("sd15").items()}, file)
+    networks = published.networks("sd15")
+    written = 4 * sum(weight.numel() for name in ("unet", "vae") for weight in networks[name].parameters())
+    assert written < prior_bytes(file) <= written + 2**20
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(SidestepError, match="fetch it again"):
+        prior_bytes(file)
 
 
 def test_what_a_pretraining_will_do(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Times come from rates that are measured then and there: the real networks on the
 numbers where there are no latents yet. Nothing is written.
 """
 
+import math
 import shutil
 import time
 import warnings
@@ -27,10 +28,12 @@ from sidestep.pretraining import PretrainConfig
 from sidestep.pretraining.encoding import CROPS_PER_PHOTOGRAPH
 from sidestep.pretraining.run import begin
 from sidestep.pretraining.unet import UNetTask, build_unet
-from sidestep.prior import PARTS, LatentPrior
+from sidestep.prior import PARTS, LatentPrior, is_laid_out
+from sidestep.prior_file import NEEDED
 from sidestep.training import TrainConfig
 
 PATIENCE = 8.0  # seconds that a measurement may take before it no longer tries a larger batch
+LITTLE = 2**20  # bytes of a prior's configs and of its empty prompt's embedding, at most
 LEFT_OUT = "scene left out: "
 
 
@@ -165,9 +168,37 @@ def plan_training(config: TrainConfig) -> Plan:
     }
     # A new checkpoint is written beside the old one; the finished model is in half precision, with its prior.
     needed = (1 if checkpoint.exists() else 2) * _checkpoint_bytes(task) + 2 * parameters
-    prior = Path(model_folder(task.store.prior))
-    needed += sum(path.stat().st_size for part in PARTS for path in (prior / part).rglob("*"))
+    needed += prior_bytes(Path(model_folder(task.store.prior)))
     return Plan(facts, config.out, needed)
+
+
+def prior_bytes(source: Path) -> int:
+    """What a model's folder holds of its prior at most, once `copy_prior` has put it there; 0 of one on the hub.
+
+    Raises:
+        SidestepError: if a file of weights is damaged.
+    """
+    if is_laid_out(source):
+        return sum(path.stat().st_size for part in PARTS for path in (source / part).rglob("*"))
+    if source.is_file():
+        return _float32_bytes(source, tuple(NEEDED)) + LITTLE
+    total = LITTLE if source.is_dir() else 0
+    for path in (path for part in (*PARTS, "vqvae") for path in (source / part).rglob("*") if path.is_file()):
+        if path.suffix != ".safetensors":
+            total += path.stat().st_size
+        elif "." not in path.stem:  # else a variant, which is not loaded
+            total += _float32_bytes(path)
+    return total
+
+
+def _float32_bytes(path: Path, prefixes: tuple[str, ...] = ("",)) -> int:
+    """Of a file's weights whose names begin in one of these ways, in float32."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            keys = [key for key in file.keys() if key.startswith(prefixes)]  # noqa: SIM118 (it is no dictionary)
+            return 4 * sum(math.prod(file.get_slice(key).get_shape()) for key in keys)
+    except (SafetensorError, OSError) as error:
+        raise SidestepError(f"{path}: damaged, or no .safetensors file ({error}); fetch it again") from None
 
 
 def plan_pretraining(config: PretrainConfig) -> Plan:

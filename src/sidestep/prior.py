@@ -508,13 +508,18 @@ def copy_prior(source: str | Path, out: str | Path) -> None:
         SidestepError: if `source` has to be loaded and cannot be.
     """
     source, out = Path(source), Path(out)
-    if not (source / "vae").is_dir() or (source / "text_encoder_2").is_dir():
+    if not is_laid_out(source):
         LatentPrior.from_pretrained(source, "cpu", torch.float32).save_pretrained(out)
         return
     for part in PARTS:
         if (source / part).is_dir():
             with atomic_path(out / part) as temporary:
                 shutil.copytree(source / part, temporary)
+
+
+def is_laid_out(source: Path) -> bool:
+    """Whether `copy_prior` can copy a prior as it is."""
+    return (source / "vae").is_dir() and not (source / "text_encoder_2").is_dir()
 
 
 def refuse_foreign(folder: str | Path, parts: Mapping[str, Any]) -> None:
