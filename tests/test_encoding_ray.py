@@ -8,12 +8,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import tracemalloc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 from sidestep.captures.writing import write_capture
 from sidestep.encoding import Job
@@ -52,6 +56,49 @@ def cluster() -> Iterator[None]:
         ray.shutdown()
 
 
+class OneProcess:
+    """As much of Ray as the engine uses, in this process. It keeps a hash where Ray keeps a copy."""
+
+    def __init__(self) -> None:
+        self.data = self
+        self.DataContext = SimpleNamespace(get_current=SimpleNamespace)
+        self.ActorPoolStrategy = SimpleNamespace
+        self.peak = 0
+
+    def nodes(self) -> list[dict[str, Any]]:
+        tracemalloc.start()
+        return [{"Alive": True, "Resources": {"CPU": 2.0}}]
+
+    def from_items(self, rows: Sequence[dict[str, Any]], override_num_blocks: int) -> "OneProcess":
+        assert len(rows) == override_num_blocks
+        self.sizes = [len(rows[index]["shard"]) for index in range(len(rows))]
+        self.peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        self.rows = rows
+        return self
+
+    def map(self, worker: type, fn_constructor_args: tuple[Any, ...], **resources: Any) -> "OneProcess":
+        self.worker = worker(*fn_constructor_args)
+        return self
+
+    def iter_rows(self) -> Iterator[dict[str, Any]]:
+        return map(self.worker, self.rows)
+
+
+def test_workers_make_the_same_store_and_shards_are_packed_one_by_one(prior, tmp_path, monkeypatch):
+    ray = OneProcess()
+    monkeypatch.setattr("sidestep.encoding_ray._cluster", lambda: nullcontext((ray, False)))
+    scenes = [replace(scene, points=torch.randn(20_000, 3)) for scene in write_scenes(tmp_path)]
+    loaded = LatentPrior.from_pretrained(prior, "cpu")
+    options = {"prior_name": str(prior), "scenes_per_shard": 1}
+    encode(loaded, scenes, tmp_path / "one", **options)
+    encode(loaded, scenes, tmp_path / "many", engine=RayEngine(device="cpu"), **options)
+    assert contents(tmp_path / "many") == contents(tmp_path / "one")
+    assert len(ray.sizes) == 5
+    assert ray.peak < 4 * max(ray.sizes)
+
+
+@pytest.mark.slow
 def test_workers_make_the_store_that_one_process_makes(cluster, prior, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     scenes = write_scenes(Path())  # paths that are relative to where the work was started

@@ -71,13 +71,7 @@ class RayEngine:
             for shard in shards:
                 _tries(shard.file).unlink(missing_ok=True)
             # A block a shard, because a block is what Ray hands out.
-            blocks = ray.data.from_items(
-                [
-                    {"index": index, "file": str(shard.file), "shard": pickle.dumps(shard)}
-                    for index, shard in enumerate(shards)
-                ],
-                override_num_blocks=len(shards),
-            )
+            blocks = ray.data.from_items(_Rows(shards), override_num_blocks=len(shards))
             made = blocks.map(
                 _Worker,
                 fn_constructor_args=(job, device, os.getcwd(), platform.node()),
@@ -115,6 +109,24 @@ class RayEngine:
             )
         logger.warning("the cluster has room for %d of %d workers; the others wait for machines", places(1), workers)
         return workers, 1, device
+
+
+class _Rows(Sequence[dict[str, Any]]):
+    """What workers are given of each shard, made when it is asked for.
+
+    A scene's points take much more memory than the rest of it. Ray keeps one copy, on the disk where there are too
+    many, and asks for one row after the other.
+    """
+
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        self.shards = shards
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def __getitem__(self, index: Any) -> Any:
+        shard = self.shards[index]
+        return {"index": index, "file": str(shard.file), "shard": pickle.dumps(shard)}
 
 
 class _Worker:
