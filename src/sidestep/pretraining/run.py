@@ -41,12 +41,12 @@ def pretrain(config: PretrainConfig) -> Path:
     Raises:
         SidestepError: if there are no pictures, settings do not fit each other, or a folder given by `init` does not.
     """
+    process = this_process()  # before a network is loaded, which of several processes would all put on the first GPU
     training, pictures, photographs, initial = begin(config)
     vae = training.model.vae
     before = [weight.detach().cpu().clone() for weight in vae.encoder.parameters()]
     fit(training, config.autoencoder, config.out / "autoencoder", config)
     kept = initial and all(map(torch.equal, before, (weight.cpu() for weight in vae.encoder.parameters())))
-    process = this_process()
     if initial and kept and config.unet.steps == 0 and not (config.out / "unet").exists():
         prior = initial  # whose decoder has been trained where it is
     else:
