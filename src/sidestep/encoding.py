@@ -9,7 +9,6 @@ need to agree on nothing but the store's folder. Who makes which shard is an eng
 import itertools
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -18,17 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sidestep.cameras import Camera, distance_scale, elevations
 from sidestep.captures import Frame, Scene
 from sidestep.errors import SidestepError
-from sidestep.files import atomic_path, sweep, write_json
+from sidestep.files import save_tensors, sweep, write_json
 from sidestep.images import resize_and_crop, to_tensor
 from sidestep.inversion import InversionSettings, invert
-from sidestep.latents import FORMAT, open_shard, plan_digest, read_plan, shard_path
+from sidestep.latents import FORMAT, DamagedShard, open_shard, plan_digest, read_plan, shard_path
 from sidestep.prior import LatentPrior
 
 logger = logging.getLogger(__name__)
@@ -180,7 +177,7 @@ def make_shard(prior: LatentPrior, job: Job, shard: Shard) -> None:
     """Inverts the frames of one shard and writes its file, unless it is there whole.
 
     Raises:
-        SidestepError: if a photo is damaged.
+        SidestepError: if a photo is damaged, or the file cannot be written.
     """
     if not _is_whole(shard.file, job.digest):
         _write(prior, job, shard)
@@ -193,12 +190,8 @@ def _write(prior: LatentPrior, job: Job, shard: Shard) -> None:
     # One entry, because safetensors writes several in no fixed order, and a shard has fixed bytes.
     about = {"about": json.dumps({"plan": job.digest, "scenes": described})}
     try:
-        with atomic_path(shard.file) as temporary:
-            save_file({"mean": mean, "noise": noise, **tensors}, temporary, metadata=about)
-            # A machine that is lost must not leave a name whose bytes never came to the disk.
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-    except (OSError, SafetensorError):
+        save_tensors(shard.file, {"mean": mean, "noise": noise, **tensors}, about)
+    except SidestepError:
         # Another process may have made the same shard meanwhile, and swept this one's temporary file away.
         if not _is_whole(shard.file, job.digest):
             raise
@@ -271,12 +264,16 @@ def _describe(scenes: Sequence[Scene], size: int) -> tuple[dict[str, Tensor], li
 
 
 def _is_whole(file: Path, digest: str) -> bool:
-    """Whether a shard is there and needs not be made."""
+    """Whether a shard is there and needs not be made.
+
+    Raises:
+        SidestepError: if this user may not read it.
+    """
     if not file.exists():
         return False
     try:
         open_shard(file, digest)
-    except SidestepError as error:
+    except DamagedShard as error:
         logger.warning("%s; making it anew", error)
         return False
     return True

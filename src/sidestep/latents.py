@@ -33,6 +33,10 @@ LATENTS = ("mean", "noise")
 TENSORS = (*LATENTS, "intrinsics", "world_to_camera", "distance_scale")
 
 
+class DamagedShard(SidestepError):
+    """A shard that is there and has to be made anew."""
+
+
 @dataclass(frozen=True)
 class StoredScene:
     """One scene of a store.
@@ -168,15 +172,22 @@ def open_shard(file: Path, digest: str) -> Any:
         digest: of the plan of the store that it must belong to.
 
     Raises:
-        SidestepError: if it is damaged or another store's.
+        DamagedShard: if it is damaged or another store's.
+        SidestepError: if this user may not read it.
     """
     try:
+        with open(file, "rb"):  # safetensors says of a file that it may not read that there is none
+            pass
         shard = safe_open(file, framework="pt")
         about = json.loads((shard.metadata() or {}).get("about", "{}"))
         if set(shard.keys()) != set(TENSORS) or about.get("plan") != digest:
-            raise SidestepError(f"{file}: not a shard of this store; delete it and run `sidestep encode` again")
+            raise DamagedShard(f"{file}: not a shard of this store; delete it and run `sidestep encode` again")
+    except PermissionError as error:
+        raise SidestepError(
+            f"{file}: cannot be read ({error.strerror}); have its owner allow it (chmod a+r), or run as its owner"
+        ) from None
     except (SafetensorError, OSError) as error:
-        raise SidestepError(f"{file}: damaged ({error}); delete it and run `sidestep encode` again") from None
+        raise DamagedShard(f"{file}: damaged ({error}); delete it and run `sidestep encode` again") from None
     return shard
 
 

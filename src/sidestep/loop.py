@@ -9,6 +9,7 @@ import ctypes
 import json
 import logging
 import math
+import os
 import subprocess
 import sys
 import time
@@ -26,17 +27,16 @@ import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, parse_flag_from_env
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from sidestep.config import load_config, save_config, settings
 from sidestep.devices import choose_device, memory_format, network_dtype
 from sidestep.errors import SidestepError
-from sidestep.files import atomic_path
+from sidestep.files import atomic_path, save_tensors, sweep
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,15 @@ MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's names
 SCALER = (
     "scaler"  # of fp16: the loss scale, its steps without overflow, and the optimiser's steps that were not skipped
 )
+# How accelerate may have spread the processes; the variables by which its launcher asks for other ways.
+KINDS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+OTHERS = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "parallelism of its own",
+}
+ONLY_DDP = "and training here knows DDP alone; launch with configs/accelerate-ddp.yaml, or with torchrun"
 LOADERS = 4  # threads that make batches, one batch each
 PATIENCE = timedelta(hours=2)  # how long processes wait for the first one, which may fetch a prior to validate with
 
@@ -116,7 +125,8 @@ class Training:
             name: of the run, for errors.
 
         Raises:
-            SidestepError: if the processes cannot share a batch equally.
+            SidestepError: if the processes cannot share a batch equally, or accelerate is set to what this is not made
+                for.
         """
         keep_freed_memory()
         self.task, self.config, self.name = task, config, name
@@ -130,6 +140,14 @@ class Training:
         # The gradients live in the buckets that are exchanged, not beside them.
         buckets = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
         self.accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[buckets])
+        steps, kind = self.accelerator.gradient_accumulation_steps, self.accelerator.distributed_type
+        if steps != 1:
+            raise SidestepError(
+                f"{name}: accelerate is set to gather gradients over {steps} steps, which training here does not; "
+                "launch with configs/accelerate-ddp.yaml, or unset ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
+            )
+        if kind not in KINDS:
+            raise SidestepError(f"{name}: accelerate is set to {kind.value}, {ONLY_DDP}")
         self.device = self.accelerator.device
         self.rank, self.processes = self.accelerator.process_index, self.accelerator.num_processes
         if config.batch_size % self.processes:
@@ -228,7 +246,11 @@ class Training:
         self.ema.restore(self.parameters.values())
 
     def save(self, path: Path, step: int) -> None:
-        """Writes a checkpoint of `step` steps done; for one process alone."""
+        """Writes a checkpoint of `step` steps done; for one process alone.
+
+        Raises:
+            SidestepError: if it cannot be written.
+        """
         tensors = {}
         for (name, parameter), average in zip(self.parameters.items(), self.ema.shadow_params, strict=True):
             tensors[f"model/{name}"] = parameter.detach()
@@ -242,8 +264,7 @@ class Training:
             values = (scaler.get_scale(), scaler.state_dict()["_growth_tracker"], next(steps, 0.0))
             tensors[SCALER] = torch.tensor(values, dtype=torch.float64)
         tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata={"step": str(step)})
+        save_tensors(path, tensors, {"step": str(step)})
 
     def load(self, path: Path) -> int:
         """Takes up a checkpoint; the steps that it has done.
@@ -343,7 +364,13 @@ def this_process() -> PartialState:
 
     To be asked before any other part of accelerate, which on a machine without a GPU would take each of the processes
     for the only one.
+
+    Raises:
+        SidestepError: if accelerate is set to more than DDP.
     """
+    for variable, asked in OTHERS.items():  # before accelerate misses a package, or begins what it is asked for
+        if os.environ.get(variable, "").lower() == "true":
+            raise SidestepError(f"accelerate is set to {asked} ({variable}), {ONLY_DDP}")
     on_cpu = choose_device().type == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU")
     return PartialState(cpu=on_cpu, timeout=PATIENCE)
 
@@ -364,8 +391,7 @@ def _together(training: Training) -> Iterator[None]:
 
 def _begin(run: Path, experiment: Any) -> "_Log":
     """Makes the run's folder, or clears what a killed process has left in it."""
-    for left in run.glob(".checkpoint.*.part.safetensors"):
-        left.unlink()
+    sweep(run, {"checkpoint.safetensors"})
     run.mkdir(parents=True, exist_ok=True)
     if not (run / "checkpoint.safetensors").exists():
         (run / "git-revision.txt").write_text(_git_revision() + "\n", encoding="utf-8")

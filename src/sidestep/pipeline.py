@@ -22,7 +22,7 @@ from sidestep.cameras import Camera, distance_scale
 from sidestep.consistency import steady
 from sidestep.devices import autocast, execution_device, memory_format
 from sidestep.errors import SidestepError
-from sidestep.files import atomic_path
+from sidestep.files import atomic_path, writing
 from sidestep.fusion import FusionSettings, Method, choose, fuse
 from sidestep.hub import push_folder
 from sidestep.images import load_image, resize_and_crop, to_image, to_tensor
@@ -226,7 +226,8 @@ class NovelViewPipeline(DiffusionPipeline):
             What the hub says to the upload; None without one.
 
         Raises:
-            SidestepError: if weights are to be pickled, or the folder holds a part of a prior that this one has not.
+            SidestepError: if weights are to be pickled or cannot be written, or the folder holds a part of a prior
+                that this one has not.
         """
         if not safe_serialization:
             raise SidestepError("weights are written as safetensors only, never pickled; leave safe_serialization out")
@@ -240,7 +241,8 @@ class NovelViewPipeline(DiffusionPipeline):
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder, prefix=".saving-") as whole:
-            super().save_pretrained(whole, variant=variant, max_shard_size=max_shard_size)
+            with writing(folder):
+                super().save_pretrained(whole, variant=variant, max_shard_size=max_shard_size)
             write_index(whole)
             parts = list(Path(whole).iterdir())
             for part in parts:

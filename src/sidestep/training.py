@@ -19,13 +19,13 @@ from sidestep.captures.splits import split_scenes
 from sidestep.config import settings
 from sidestep.devices import autocast
 from sidestep.errors import SidestepError
-from sidestep.files import atomic_path
+from sidestep.files import atomic_path, sweep
 from sidestep.images import to_image
 from sidestep.latents import LatentStore, StoredScene
 from sidestep.loop import LoopConfig, fit, this_process
 from sidestep.models import model_folder
 from sidestep.models.index import write_index
-from sidestep.prior import LatentPrior, copy_prior
+from sidestep.prior import PARTS, LatentPrior, copy_prior
 from sidestep.tunet import TUNet, load_tunet
 
 logger = logging.getLogger(__name__)
@@ -86,6 +86,7 @@ def train(config: TrainConfig) -> Path:
     model = config.out / "model"
     if not this_process().is_main_process:
         return model
+    sweep(model, {"tunet", *PARTS})
     prior = Path(model_folder(store.prior))
     whole = prior.exists()
     if whole:

@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from diffusers import AutoencoderDC
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sidestep.devices import autocast, choose_device
-from sidestep.files import atomic_path
+from sidestep.files import save_tensors, sweep
 from sidestep.images import to_tensor
 from sidestep.pretraining.config import PretrainConfig
 from sidestep.pretraining.pictures import Picture, Pictures, load_picture, open_picture, square_part
@@ -58,8 +57,8 @@ def encode_once(
         factor = 1 / float(latents["train"].std())
     latents = {name: (tensor * factor).half().contiguous() for name, tensor in latents.items()}
     vae.register_to_config(scaling_factor=factor)
-    with atomic_path(path) as temporary:
-        save_file(latents, temporary, metadata={"made_of": digest, "scaling_factor": repr(factor)})
+    sweep(path.parent, {path.name})
+    save_tensors(path, latents, {"made_of": digest, "scaling_factor": repr(factor)})
     return latents
 
 

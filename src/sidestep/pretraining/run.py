@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderDC, UNet2DModel
 
 from sidestep.errors import SidestepError
-from sidestep.files import atomic_path
+from sidestep.files import atomic_path, sweep
 from sidestep.loop import fit, this_process
 from sidestep.models import model_folder
 from sidestep.pretraining.autoencoder import AutoencoderTask, build_autoencoder
@@ -61,6 +61,7 @@ def pretrain(config: PretrainConfig) -> Path:
         prior = task.prior()
     prior = prior.half()  # before anything is inverted with it: the stored weights are the prior
     if process.is_main_process:
+        sweep(config.out, {"prior"})
         with atomic_path(config.out / "prior") as temporary:
             prior.save_pretrained(temporary)
     return config.out / "prior"
