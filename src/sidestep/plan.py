@@ -17,11 +17,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from sidestep import training
-from sidestep.captures import Scene, read_captures
+from sidestep.captures import Frame, Scene, read_captures
 from sidestep.encoding import part_of, read_photos, store_plan
 from sidestep.errors import SidestepError
 from sidestep.inversion import InversionSettings
-from sidestep.latents import shard_path
+from sidestep.latents import DamagedShard, open_shard, plan_digest, shard_path
 from sidestep.loop import LoopConfig, Task, Training, this_process
 from sidestep.models import model_folder
 from sidestep.pretraining import PretrainConfig
@@ -107,10 +107,11 @@ def plan_encoding(
         SidestepError: as `encode_captures`, as far as that can be seen before.
     """
     own = part_of(part)
-    _, runs = store_plan(prior, scenes, out, settings, prior_name, scenes_per_shard)
+    store, runs = store_plan(prior, scenes, out, settings, prior_name, scenes_per_shard)
     shards = list(enumerate(runs))[own]
+    digest = plan_digest(store)
     total = sum(len(scene.frames) for _, run in shards for scene in run)
-    missing = [run for index, run in shards if not shard_path(out, index).exists()]
+    missing = [run for index, run in shards if not _is_whole(shard_path(out, index), digest)]
     frames = [frame for run in missing for scene in run for frame in scene.frames]
     # Mean and noise in half precision, the camera's matrices and the scale in float32.
     latents = 2 * 2 * prior.latent_channels * prior.latent_size**2
@@ -130,21 +131,35 @@ def plan_encoding(
         "hours": 0.0,
     }
     if frames:
-        count, seconds = _growing(
-            lambda n: _encode(prior, settings, read_photos(frames[:n], prior.image_size)), min(batch_size, len(frames))
-        )
+        count, seconds = _growing(lambda count: _encode(prior, settings, frames[:count]), min(batch_size, len(frames)))
         facts |= {"frames_a_second": count / seconds, "hours": len(frames) / (count / seconds) / 3600}
         facts["measured"] = f"{count} frames at once, in one process"
     return Plan(facts, out, needed)
 
 
-def _encode(prior: LatentPrior, settings: InversionSettings, images: torch.Tensor) -> float:
-    """Seconds for encoding photos and for all the steps of an inversion, of which one is done."""
+def _is_whole(shard: Path, digest: str) -> bool:
+    """Whether a shard is there and will not be made anew."""
+    if not shard.exists():
+        return False
+    try:
+        open_shard(shard, digest)
+    except DamagedShard:
+        return False
+    return True
+
+
+def _encode(prior: LatentPrior, settings: InversionSettings, frames: Sequence[Frame]) -> float:
+    """Seconds for encoding photos and for all the steps of an inversion, of which one is done.
+
+    Each batch is read while the one before is worked on, so the slower of the two decides.
+    """
     started = time.perf_counter()
+    images = read_photos(frames, prior.image_size)
+    read = time.perf_counter()
     latents = prior.encode(images).cpu()
     encoded = time.perf_counter()
     prior.predict_noise(latents.to(next(prior.parameters()).device), settings.t_star).cpu()
-    return encoded - started + settings.steps * (time.perf_counter() - encoded)
+    return max(read - started, encoded - read + settings.steps * (time.perf_counter() - encoded))
 
 
 def plan_training(config: TrainConfig) -> Plan:
@@ -154,7 +169,7 @@ def plan_training(config: TrainConfig) -> Plan:
         SidestepError: as `train`, as far as that can be seen before; that needs the store of latents.
     """
     task, loop = training.prepare(config)
-    checkpoint, done = config.out / "checkpoint.safetensors", _steps_done(config.out)
+    checkpoint, done = config.out / "checkpoint.safetensors", _steps_done(config.out, task)
     parameters = sum(parameter.numel() for parameter in task.model.parameters())
     facts: dict[str, Any] = {
         "scenes_train": len(task.scenes),
@@ -226,7 +241,7 @@ def plan_pretraining(config: PretrainConfig) -> Plan:
     }
     for name, (task, loop) in tasks.items():
         found: dict[str, Any] = {"parameters": sum(parameter.numel() for parameter in task.model.parameters())}
-        found |= _measured(task, loop, _steps_done(config.out / name))
+        found |= _measured(task, loop, _steps_done(config.out / name, task))
         facts |= {f"{name}_{key}": value for key, value in found.items()}
         needed += 2 * _checkpoint_bytes(task) + 2 * found["parameters"]
         hours += found["hours"]
@@ -286,16 +301,24 @@ def _checkpoint_bytes(task: Task) -> int:
     return 16 * sum(parameter.numel() for parameter in task.model.parameters() if parameter.requires_grad)
 
 
-def _steps_done(run: Path) -> int:
+def _steps_done(run: Path, task: Task) -> int:
     """The steps that a run's checkpoint has behind it."""
     path = run / "checkpoint.safetensors"
     if not path.exists():
         return 0
+    wanted = {name: [*parameter.shape] for name, parameter in task.model.named_parameters() if parameter.requires_grad}
     try:
         with safe_open(path, framework="pt") as file:
-            return int(file.metadata()["step"])
-    except (SafetensorError, TypeError, KeyError, ValueError):
-        raise SidestepError(f"{path}: damaged; delete it to start over, or name another folder") from None
+            step = int(file.metadata()["step"])
+            keys = [key for key in file.keys() if key.startswith("model/")]  # noqa: SIM118 (it is no dictionary)
+            found = {key.removeprefix("model/"): [*file.get_slice(key).get_shape()] for key in keys}
+    except (SafetensorError, OSError, TypeError, KeyError, ValueError):
+        found, step = {}, 0
+    if found != wanted:
+        raise SidestepError(
+            f"{path}: damaged, or made for another network; delete it to start over, or name another folder"
+        )
+    return step
 
 
 def _bytes(count: int) -> str:
