@@ -20,8 +20,8 @@ import pytest
 import torch
 
 from sidestep.captures.writing import write_capture
-from sidestep.encoding import Job
-from sidestep.encoding_ray import RayEngine, _Worker
+from sidestep.encoding import Job, Shard
+from sidestep.encoding_ray import RayEngine, _tell_of_waiting, _tries, _Worker
 from sidestep.errors import SidestepError
 from sidestep.prior import LatentPrior
 
@@ -176,8 +176,8 @@ def test_a_worker_tells_what_its_machine_lacks(prior, tmp_path, monkeypatch):
         ([(8, 0), (8, 0)], {}, (2, 8, None)),
         ([(8, 0), (4, 0)], {"workers": 3}, (3, 4, None)),
         ([(2, 0)], {"workers": 2}, (2, 1, None)),
-        ([(16, 2), (64, 8), (32, 0)], {}, (10, 8, "cuda")),
-        ([(16, 1), (16, 0)], {"workers": 1}, (1, 16, "cuda")),
+        ([(4, 2), (64, 8), (32, 0)], {}, (10, 2, "cuda")),
+        ([(16, 1), (16, 0)], {"workers": 1}, (1, 4, "cuda")),
         ([(16, 1), (16, 0)], {"device": "cpu"}, (2, 16, "cpu")),
     ],
 )
@@ -194,6 +194,19 @@ def test_more_workers_than_there_is_room_for_are_refused_or_wait(caplog):
     assert "room for 2 of 4 workers" in caplog.text
     with pytest.raises(SidestepError, match="say 'cuda'"):
         RayEngine(device="cuda:1")._divide([(8, 2)], may_grow=True)
+
+
+def test_what_a_cluster_lacks_is_told(tmp_path, caplog):
+    assert RayEngine()._divide([(8, 0)], may_grow=True) == (1, 8, None)
+    assert "has no GPU now, so CPUs encode" in caplog.text
+    caplog.clear()
+    shards = [Shard(tmp_path / f"shard-{index:05d}.safetensors", ()) for index in range(2)]
+    _tell_of_waiting(shards, 4, "cuda")
+    assert "no worker has begun yet; each needs 4 cores and a GPU" in caplog.text
+    caplog.clear()
+    _tries(shards[1].file).write_bytes(b".")
+    _tell_of_waiting(shards, 4, "cuda")
+    assert caplog.text == ""
 
 
 @pytest.fixture(scope="module")

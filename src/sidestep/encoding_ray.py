@@ -30,6 +30,11 @@ logger = logging.getLogger(__name__)
 # How many workers may die of one shard; Ray would give it to others for ever.
 TRIES = 4
 
+# Cores that a worker with a GPU asks for at most: it uses few, and a machine that does other work has seldom all free.
+GPU_CORES = 4
+
+PATIENCE = 60.0  # seconds until it is told that no worker has a place yet
+
 # For a cluster of this machine alone. Ray reads them when it is imported, and so do the processes that it starts.
 LOCAL = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -42,7 +47,8 @@ class RayEngine:
     """Makes shards on the cluster that RAY_ADDRESS names, or else on one of this machine alone that ends with the work.
 
     In a process that is connected to a cluster already, that one is used. Workers find the prior, the photos and the
-    store under the same paths as this process.
+    store under the same paths as this process. They load the prior by its name alone, so one that was loaded with more
+    than that (dtype, config, prediction_type, revision) should be saved to a folder first and loaded from there.
 
     Attributes:
         workers: processes that encode; None for one a GPU, or one a machine where the cluster has no GPU. They share
@@ -79,10 +85,17 @@ class RayEngine:
                 num_cpus=cores,
                 num_gpus=1 if device == "cuda" else 0,
             )
-            for row in made.iter_rows():
-                if row["error"]:
-                    raise SidestepError(row["error"])
-                yield shards[row["index"]]
+            timer = threading.Timer(PATIENCE, _tell_of_waiting, (shards, cores, device))
+            timer.daemon = True
+            if may_grow:
+                timer.start()
+            try:
+                for row in made.iter_rows():
+                    if row["error"]:
+                        raise SidestepError(row["error"])
+                    yield shards[row["index"]]
+            finally:
+                timer.cancel()
 
     def _divide(self, machines: Sequence[tuple[int, int]], may_grow: bool) -> tuple[int, int, str | None]:
         """How many workers, with how many cores each, on which device.
@@ -98,10 +111,13 @@ class RayEngine:
         def places(cores: int) -> int:
             return sum(min(cpus // cores, gpus if device == "cuda" else cpus) for cpus, gpus in machines)
 
+        if may_grow and device is None:
+            logger.warning("the cluster has no GPU now, so CPUs encode; device cuda waits for machines that have one")
+        most = min(GPU_CORES, max(machines)[0]) if device == "cuda" else max(machines)[0]
         usual = sum(gpus if device == "cuda" else cpus > 0 for cpus, gpus in machines)
         workers = self.workers or max(1, usual)
         if places(1) >= workers:
-            return workers, max(cores for cores in range(1, max(machines)[0] + 1) if places(cores) >= workers), device
+            return workers, max(cores for cores in range(1, most + 1) if places(cores) >= workers), device
         if not may_grow:
             kind = "GPU" if device == "cuda" else "core"
             raise SidestepError(
@@ -172,6 +188,13 @@ class _Worker:
                 raise SidestepError(f"{self.job.prior}: another prior than where the work was started; copy it anew")
             self.prior = prior
         make_shard(self.prior, self.job, pickle.loads(pickled))
+
+
+def _tell_of_waiting(shards: Sequence[Shard], cores: int, device: str | None) -> None:
+    """Warns where no worker has begun a shard; Ray would wait for ever without a word."""
+    if not any(path.exists() for shard in shards for path in (_tries(shard.file), shard.file)):
+        wanted = f"{cores} cores" + (" and a GPU" if device == "cuda" else "")
+        logger.warning("no worker has begun yet; each needs %s, which other work may hold (see `ray status`)", wanted)
 
 
 def _tries(file: Path) -> Path:
