@@ -1,9 +1,20 @@
+"""Files and folders that are whole or not there, also when a process is killed or the disk takes no more.
+
+Run as a script, this file writes tensors in the folder given to it, in processes that may write no large files.
+"""
+
 import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from sidestep.errors import SidestepError
-from sidestep.files import atomic_path, make_folder, write_json
+from sidestep.files import atomic_path, make_folder, save_tensors, sweep, write_json
 
 
 class Stop(Exception):
@@ -114,3 +125,106 @@ def test_a_folder_is_made_and_left_as_it_was(tmp_path):
     assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == ["file"]
     with pytest.raises(SidestepError, match=r"file: cannot be a folder to write into \(File exists\); name another"):
         make_folder(tmp_path / "new" / "folder" / "file")
+
+
+@pytest.fixture
+def umask_022():
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+def mode(path):
+    return oct(stat.S_IMODE(path.stat().st_mode))
+
+
+@pytest.mark.usefixtures("umask_022")
+def test_tensors_are_read_back_by_whoever_may_read_new_files(tmp_path):
+    from safetensors import safe_open
+
+    path = tmp_path / "new" / "shard.safetensors"
+    for value in (1.0, 2.0):  # the second time over the first
+        save_tensors(path, {"a": torch_full(value)}, {"about": "a sofa"})
+        with safe_open(path, framework="pt") as file:
+            assert file.metadata() == {"about": "a sofa"}
+            assert file.get_tensor("a").tolist() == [value] * 3
+    assert mode(path) == "0o644"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def torch_full(value):
+    import torch
+
+    return torch.full((3,), value)
+
+
+@pytest.mark.usefixtures("umask_022")
+def test_so_are_the_tensors_of_a_folder_and_other_modes_stay(tmp_path):
+    from safetensors.torch import save_file
+
+    path = tmp_path / "prior"
+    with atomic_path(path) as temporary:
+        folder(temporary, private="secret")
+        (temporary / "private").chmod(0o600)
+        save_file({"a": torch_full(1.0)}, temporary / "model.safetensors")
+    assert mode(path / "model.safetensors") == "0o644"
+    assert mode(path / "private") == "0o600"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_only_what_writers_of_the_named_files_left_is_swept(tmp_path):
+    for name in (".shard.0a.part.safetensors", ".tunet.0b.part", ".other.0c.part.safetensors", "shard.safetensors"):
+        folder(tmp_path / name, half="half")
+    (tmp_path / ".store.0d.part.json").write_text("half")
+    sweep(tmp_path, {"shard.safetensors", "tunet", "store.json"})
+    assert {path.name for path in tmp_path.iterdir()} == {".other.0c.part.safetensors", "shard.safetensors"}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_writer_that_is_killed_or_has_no_space_harms_nothing(tmp_path):
+    path = tmp_path / "shard.safetensors"
+    script = subprocess.run([sys.executable, __file__, str(path)], capture_output=True, text=True)
+    told, in_folder, ended, left = json.loads(script.stdout or "[]") or pytest.fail(script.stderr)
+    advice = "cannot be written (File too large); free some space and run the same command again"
+    assert told == [f"{path}: {advice}", [path.name]]
+    assert in_folder == [f"{tmp_path / 'model'}: {advice}", [path.name]]
+    assert ended == signal.SIGXFSZ
+    # What the library had begun is there, so the process was killed in the midst of writing it.
+    assert len(left) == 1
+    assert path.read_bytes() == b"old"
+    sweep(tmp_path, {path.name})
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def _write_too_much(path: Path) -> None:
+    import resource
+
+    import torch
+    from safetensors.torch import save_file
+
+    tensors = {"a": torch.ones(100_000)}
+    path.write_bytes(b"old")
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    ends: list[object] = []
+    try:
+        save_tensors(path, tensors, {})
+    except SidestepError as error:
+        ends.append([str(error), os.listdir(path.parent)])
+    try:
+        with atomic_path(path.parent / "model") as temporary:
+            temporary.mkdir()
+            save_file(tensors, temporary / "model.safetensors")
+    except SidestepError as error:
+        ends.append([str(error), os.listdir(path.parent)])
+    if os.fork() == 0:
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # the kernel kills a process that writes past the limit
+        save_tensors(path, tensors, {})
+        os._exit(0)
+    ends.append(os.WTERMSIG(os.wait()[1]))
+    left = [file for file in path.parent.rglob("*") if file.is_file() and file != path]
+    print(json.dumps([*ends, [str(file) for file in left]]))
+
+
+if __name__ == "__main__":
+    _write_too_much(Path(sys.argv[1]))
