@@ -321,19 +321,20 @@ def sidestep(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return int(end.value.code or 0)
 
 
-def interrupted(monkeypatch: pytest.MonkeyPatch, module: str, *arguments: object) -> int:
-    """Runs the command, and presses Ctrl-C when the module has written half of its second file of tensors."""
+def interrupted(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """Runs the command, and presses Ctrl-C when it has written half of its second file of tensors."""
     written = []
+    save = safetensors.torch.save_file
 
     def save_file(tensors: object, path: Path, **options: Any) -> None:
         written.append(path)
         if len(written) == 2:
             path.write_bytes(b"half")
             os.kill(os.getpid(), signal.SIGINT)
-        safetensors.torch.save_file(tensors, path, **options)
+        save(tensors, path, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"{module}.save_file", save_file)
+        patch.setattr("safetensors.torch.save_file", save_file)
         return sidestep(monkeypatch, *arguments)
 
 
@@ -346,7 +347,7 @@ def test_interrupted_work_leaves_nothing_broken_and_goes_on(
 
     store, run = tmp_path / "store", tmp_path / "run"
     encode = ("encode", FURNITURE, "--prior", prior, "--out", store, "--steps", 2, "--scenes-per-shard", 1)
-    assert interrupted(monkeypatch, "sidestep.encoding", *encode) == 130
+    assert interrupted(monkeypatch, *encode) == 130
     check_interrupt()
     (shard,) = store.glob("*.safetensors")
     first = shard.stat().st_mtime_ns
@@ -362,7 +363,7 @@ def test_interrupted_work_leaves_nothing_broken_and_goes_on(
     write_split(tmp_path / "split.json", {"train": scenes[:2], "val": scenes[2:], "test": []})
     settings["split"] = str(tmp_path / "split.json")
     (tmp_path / "tunet.yaml").write_text(json.dumps(settings))  # JSON is YAML
-    assert interrupted(monkeypatch, "sidestep.loop", "train", tmp_path / "tunet.yaml") == 130
+    assert interrupted(monkeypatch, "train", tmp_path / "tunet.yaml") == 130
     check_interrupt()
     assert sidestep(monkeypatch, "train", tmp_path / "tunet.yaml") == 0
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
