@@ -3,7 +3,6 @@
 Run as a script, this file encodes a store in processes that are killed at random moments: `test_encoding.py FOLDER`.
 """
 
-import errno
 import json
 import os
 import pickle
@@ -11,7 +10,9 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +34,7 @@ with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).parent)
     from miniatures import SETTINGS, SHARDS, contents, encode, tiny_prior, write_scenes
 
+HALF = 10_000  # bytes: more than store.json has, and fewer than a shard
 FIXTURES = Path(__file__).parent / "data" / "furniture"
 
 
@@ -208,27 +210,39 @@ def test_what_killed_writers_left_is_deleted(store_copy, prior, scenes, whole):
 
 def test_a_shard_that_two_make_at_once_is_as_if_one_had(prior, scenes, whole, tmp_path, monkeypatch):
     out, others = tmp_path / "store", []
+    save = safetensors.torch.save_file
 
     def save_file(tensors, path, **options):
-        safetensors.torch.save_file(tensors, path, **options)
+        save(tensors, path, **options)
         if not others:
             others.append(path)
             encode(prior, scenes, out)  # all of it, while the first shard has not got its name yet
 
-    monkeypatch.setattr("sidestep.encoding.save_file", save_file)
+    monkeypatch.setattr("safetensors.torch.save_file", save_file)
     encode(prior, scenes, out)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == contents(whole)
 
 
-def test_a_shard_that_cannot_be_written_ends_the_run(prior, scenes, tmp_path, monkeypatch):
-    def save_file(tensors, path, **options):
-        path.write_bytes(b"half")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-
-    monkeypatch.setattr("sidestep.encoding.save_file", save_file)
-    with pytest.raises(OSError, match="No space left"):
-        encode(prior, scenes, tmp_path / "store")
-    assert [path.name for path in (tmp_path / "store").iterdir()] == ["store.json"]
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_shard_that_this_user_may_not_read_is_not_made_anew(prior, scenes, whole):
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own may be entered by their owner alone
+        os.chmod(folder, 0o755)
+        store = Path(folder)
+        for name, data in contents(whole).items():
+            (store / name).write_bytes(data)
+        shard = store / "shard-00001.safetensors"
+        shard.chmod(0)
+        told = rf"{shard}: cannot be read \(Permission denied\); have its owner allow it"
+        user = os.geteuid()
+        try:
+            if user == 0:  # who may read all files
+                os.seteuid(65534)
+            with pytest.raises(SidestepError, match=told):
+                LatentStore(store)
+            with pytest.raises(SidestepError, match=told):
+                encode(prior, scenes, store)
+        finally:
+            os.seteuid(user)
 
 
 def test_parts_that_are_put_together_are_the_store(prior, scenes, whole, tmp_path):
@@ -281,6 +295,10 @@ def test_captured_scenes_are_encoded(prior, tmp_path):
 def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(tmp_path, whole, scenes):
     script = subprocess.run([sys.executable, __file__, str(tmp_path)], capture_output=True, text=True)
     ends = json.loads(script.stdout)
+    full, (killed, left), *ends = ends
+    first = tmp_path / "store" / "shard-00000.safetensors"
+    assert full == f"{first}: cannot be written (File too large); free some space and run the same command again"
+    assert [killed, left] == [signal.SIGXFSZ, 1], script.stderr
     assert [end for end, _ in ends] == [signal.SIGKILL] * 3, script.stderr
     assert any(0 < shards < SHARDS for _, shards in ends)
     # The script's photos lie elsewhere, but the store knows them by name alone.
@@ -297,7 +315,7 @@ def _encode_and_be_killed(folder: Path) -> None:
         return predict(*args, **kwargs)
 
     prior.predict_noise = slowly
-    ends = []
+    ends = [*_write_too_much(lambda: encode(prior, scenes, out), out)]
     for shards in (0, 0, 1):
         child = os.fork()
         if child == 0:
@@ -312,6 +330,30 @@ def _encode_and_be_killed(folder: Path) -> None:
     prior.predict_noise = predict
     encode(prior, scenes, out)
     print(json.dumps(ends))
+
+
+def _write_too_much(work: Callable[[], object], out: Path) -> tuple[str, tuple[int, int]]:
+    """What is told where a shard is larger than a file may be; how a process ends that is killed in writing one, and
+    how many begun files it leaves."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (HALF, before[1]))
+    told = ""
+    try:
+        work()
+    except SidestepError as error:
+        told = str(error)
+    assert [path.name for path in out.iterdir()] == ["store.json"]
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        work()
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    return told, (os.WTERMSIG(status), len(list(out.glob(".shard*/*"))))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from sidestep.errors import SidestepError
 from sidestep.loop import LoopConfig, fit, one_cycle
 
 STEPS = 23
+HALF = 1000  # bytes of a checkpoint
 
 
 class Stop(Exception):
@@ -144,10 +145,11 @@ def test_a_stopped_run_with_channels_last_ends_bitwise_as_one_that_was_not(tmp_p
 def test_a_run_killed_in_a_step_and_then_while_saving_ends_bitwise_as_one_that_was_not(tmp_path, uninterrupted):
     run = tmp_path / "run"
     script = subprocess.run([sys.executable, __file__, str(run)], capture_output=True, text=True)
-    # The signal that ended each process, and the step that it left behind.
-    assert json.loads(script.stdout) == [[signal.SIGKILL, "5"], [signal.SIGKILL, "10"]], script.stderr
+    # The signal that ended each process, the step that it left behind, and the number of begun checkpoints.
+    assert json.loads(script.stdout) == [[signal.SIGKILL, "5", 0], [signal.SIGXFSZ, "10", 1]], script.stderr
     task = LineTask()
     fit(task, config(), run)
+    assert not list(run.glob(".*"))
     assert_same_end(run, uninterrupted)
     assert task.seen == uninterrupted[1].seen[10:]
 
@@ -275,10 +277,22 @@ def test_a_checkpoint_without_a_loss_scale_goes_on_with_one_and_back(tmp_path, u
     assert "scaler" not in load_file(path)
 
 
-def test_what_a_killed_save_left_is_swept(tmp_path):
-    (tmp_path / ".checkpoint.0123abcd.part.safetensors").write_bytes(b"half")
-    fit(LineTask(), config(steps=1), tmp_path)
-    assert not list(tmp_path.glob(".checkpoint*"))
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", r"^run: .* gradients over 4 steps, .*; launch with"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", r"set to DeepSpeed \(ACCELERATE_USE_DEEPSPEED\), .*; launch with"),
+        ("ACCELERATE_USE_FSDP", "True", r"set to FSDP \(ACCELERATE_USE_FSDP\), .*; launch with"),
+        ("ACCELERATE_USE_MEGATRON_LM", "true", r"set to Megatron-LM .*; launch with"),
+    ],
+)
+def test_what_accelerate_is_set_to_and_the_loop_does_not_do_is_refused(tmp_path, monkeypatch, variable, value, told):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SidestepError, match=told):
+        fit(LineTask(), config(steps=1), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setenv(variable, "1" if value == "4" else "false")  # as the launcher says no
+    fit(LineTask(), config(steps=1), tmp_path / "run")
 
 
 def damaged(path, how: str) -> None:
@@ -430,15 +444,19 @@ def _kill_in_a_step() -> LineTask:
 
 
 def _kill_in_a_save() -> LineTask:
-    save = sidestep.loop.save_file
+    import resource
 
-    def half(tensors, path, metadata):
-        save(tensors, path, metadata)
+    save = sidestep.loop.save_tensors
+
+    def half(path, tensors, metadata):
         if metadata["step"] == "15":
-            os.truncate(path, os.path.getsize(path) // 2)
-            kill()
+            # The kernel kills the process where it writes past the limit.
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (HALF, HALF))
+        save(path, tensors, metadata)
 
-    sidestep.loop.save_file = half
+    sidestep.loop.save_tensors = half
     return LineTask()
 
 
@@ -450,8 +468,9 @@ def _train_and_be_killed(run: Path) -> None:
             fit(prepare(), config(), run)
             os._exit(0)
         _, status = os.waitpid(child, 0)
+        left = len(list(run.glob(".checkpoint*/*")))
         with safe_open(run / "checkpoint.safetensors", framework="pt") as file:
-            ends.append([os.WTERMSIG(status), file.metadata()["step"]])
+            ends.append([os.WTERMSIG(status), file.metadata()["step"], left])
     print(json.dumps(ends))
 
 
