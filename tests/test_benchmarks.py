@@ -114,7 +114,14 @@ def test_variants_train_alike_and_are_compared_with_the_full_one(monkeypatch, ca
     encode_captures(prior, scenes, tmp_path / "latents", InversionSettings(400, 2), prior_name="bundled")
     tiny = "{block_out_channels: [32, 64], attention_levels: 1, head_dim: 32, time_embed_dim: 32, down_layers: 1, "
     tiny += "up_layers: 2, finest_attention: false}"
-    overrides = [f"tunet={tiny}", f"split={tmp_path / 'split.json'}", "batch_size=2"]
+    overrides = [
+        f"tunet={tiny}",
+        f"split={tmp_path / 'split.json'}",
+        "batch_size=2",
+        "learning_rate=0.01",
+        "ema_decay=0",
+        "warmup=0",
+    ]
     options = ["--latents", tmp_path / "latents", "--data", DATA, "--runs", tmp_path / "runs", "--device", "cpu"]
     options += ["--steps", 2, "--sampling-steps", 1, "--pairs", 2, "--variants", "no-cross-attention", "unmirrored"]
     arguments = [*map(str, options), "--set", *overrides]
