@@ -1,0 +1,96 @@
+"""Files that come from elsewhere: opened only if they are files, read up to a limit, taken for text only if they are.
+
+A folder that somebody was sent may hold a pipe, of which reading never ends, a sparse file that claims a terabyte, or
+JSON nested a million deep.
+"""
+
+import errno
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from sidestep.errors import SidestepError
+
+MOST_TEXT = 64 * 2**20  # bytes of a JSON file: 2.5 million numbers; what is read of it may take 25 times as much memory
+
+
+def open_file(path: str | Path) -> BinaryIO:
+    """A file, open for reading.
+
+    Raises:
+        OSError: as of `open`, and of a pipe or device too; of a name that no file can have as well.
+    """
+    try:
+        file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 (it is returned)
+    except ValueError as error:  # a null byte, or half of a character
+        raise OSError(errno.EINVAL, str(error), str(path)) from None
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "a pipe or a device, and no file", str(path))
+    return file
+
+
+def read_bytes(path: str | Path, most: int) -> bytes:
+    """A whole file.
+
+    Raises:
+        SidestepError: if it cannot be read, or has more than `most` bytes.
+    """
+    try:
+        with open_file(path) as file:
+            if os.fstat(file.fileno()).st_size > most:
+                raise SidestepError(f"{path}: larger than {_told(most)}, which no such file is")
+            return file.read()
+    except FileNotFoundError:
+        raise SidestepError(f"{path}: no such file") from None
+    except OSError as error:
+        raise SidestepError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def read_text(path: str | Path, most: int = MOST_TEXT) -> str:
+    """A whole file of text, in UTF-8, with a byte order mark or without.
+
+    Raises:
+        SidestepError: as `read_bytes`, or if it is no such text.
+    """
+    try:
+        return read_bytes(path, most).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SidestepError(f"{path}: cannot be read as text ({error}); save it as UTF-8") from None
+
+
+def read_json(path: str | Path, most: int = MOST_TEXT) -> Any:
+    """What a JSON file holds, of any shape. NaN and Infinity, which Python writes, are numbers.
+
+    Raises:
+        SidestepError: as `read_text`, or if it is no JSON, or nested more deeply than Python can follow.
+    """
+    text = read_text(path, most)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise SidestepError(f"{path}: cannot be read as JSON ({error})") from None
+
+
+def leads_out(path: Path, root: Path) -> bool:
+    """Whether links lead a path out of a folder; or, where its text does already, out of what holds both.
+
+    In the hub's cache every file is a link from snapshots/REVISION/ to blobs/ beside, which is no way out.
+    """
+    top = Path(os.path.commonpath((os.path.abspath(path), os.path.abspath(root))))
+    real = Path(os.path.realpath(path))
+    if real.is_relative_to(os.path.realpath(top)):
+        return False
+    repositories = (folder.parent.parent for folder in path.absolute().parents if folder.parent.name == "snapshots")
+    return not any(real.parent == Path(os.path.realpath(repository), "blobs") for repository in repositories)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    # Opening a pipe would wait for somebody to write to it. For files the flag means nothing.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _told(size: int) -> str:
+    return f"{size // 2**20} MiB" if size >= 2**20 else f"{size // 2**10} KiB"
