@@ -30,6 +30,7 @@ NAMES = {
     "frames": "frames encoded",
     "processes": "processes that encode {frames} frames",
 }
+LOADING = 600.0  # seconds that the processes wait for each other's priors
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -189,7 +190,10 @@ def _part(options: argparse.Namespace, device: Any, part: str) -> dict[str, floa
     prior = LatentPrior.from_pretrained(_bundled(), device)
     store = Path(os.environ["SIDESTEP_STORE"])
     store.with_name(f"ready-{number}").touch()
+    patience = time.monotonic() + LOADING
     while len(list(store.parent.glob("ready-*"))) < parts:  # they start together once all have loaded
+        if time.monotonic() > patience:
+            raise SidestepError(f"the other parts have not loaded their prior in {LOADING:.0f} s; see their messages")
         time.sleep(0.01)
     start = time.time()
     _encode(options, prior, max(options.frames), store, (number, parts))
@@ -203,7 +207,7 @@ def _bundled() -> Any:
 
 
 def _encode(options: argparse.Namespace, prior: Any, count: int, out: Path, part: tuple[int, int]) -> None:
-    """`count` frames of the data, four a scene, two scenes a shard."""
+    """`count` frames of the data, four a scene, a scene a shard."""
     from dataclasses import replace
 
     from sidestep.captures import read_captures

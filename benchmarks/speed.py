@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from sidestep.errors import SidestepError
 PARTS = ("views", "encoding", "training")
 BATCHES = (1, 8, 32)
 TRAINING_BATCH = 32
+TRAINING_SCENES = 40  # enough that each split has some
 HEADERS = {
     "views": ("way", "views", "first call, s", "s a view", "times faster", "passes a view", "TFLOP a view"),
     "encoding": ("way", "frames at once", "first batch, s", "frames/s", "TFLOP a frame"),
@@ -36,7 +38,7 @@ HEADERS = {
 CAPTIONS = {
     "views": "Views of one photo, {steps} sampling steps.",
     "encoding": "Frames encoded and inverted, in {inversion} steps, without reading them from disk ({loading}).",
-    "training": "TUNet of the paper's size, one step: forward, backward, AdamW, the average of the weights.",
+    "training": "TUNet of the paper's size, a step of `sidestep train`.",
 }
 
 
@@ -63,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             told = json.loads(output.splitlines()[-1])  # a compiler may print before it
             failed += [f"Not measured ({part}, {', '.join(how)}): {why}." for part, why in told["failed"].items()]
             for part, rows in told["rows"].items():
-                found.setdefault(part, []).extend([[f"{row[0]}, {', '.join(how)}", *row[1:]] for row in rows])
+                if rows:
+                    found.setdefault(part, []).extend([[f"{row[0]}, {', '.join(how)}", *row[1:]] for row in rows])
     if not found:
         raise SidestepError("nothing was measured; see above")
     _times_faster(found.get("views", []))
@@ -227,38 +230,33 @@ class _Bench:
         return rows
 
     def training(self) -> list[list[str]]:
-        import torch
-        import torch.nn.functional as F
-        from diffusers.training_utils import EMAModel
+        """The step that `sidestep train` does, which compiles nothing."""
+        if self.compiled:
+            return []
+        from loader import write_store
         from measuring import flops
 
-        from sidestep import TUNet
-        from sidestep.devices import autocast
+        from sidestep.loop import Training
+        from sidestep.training import TrainConfig, prepare
 
         self.pipe = None  # the memory is training's
-        with torch.device(self.device):
-            self.trained = TUNet(**TUNet.PAPER)
-        parameters = list(self.trained.parameters())
-        optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
-        averaged = EMAModel(parameters, foreach=True)
-        inputs = self._pairs(self.trained, TRAINING_BATCH)
-
-        def forward_and_back() -> None:
-            with autocast(self.device):
-                predicted = self.trained(*inputs)
-            F.mse_loss(predicted.float(), inputs[0]).backward()
+        if self.device.type == "cpu":
+            os.environ["ACCELERATE_USE_CPU"] = "true"  # training would take the best device
+        precision = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}[str(self.dtype).removeprefix("torch.")]
+        with tempfile.TemporaryDirectory() as folder:
+            store = Path(folder) / "store"
+            write_store(store, TRAINING_SCENES, 25, 64)
+            config = TrainConfig(latents=store, steps=1000, batch_size=TRAINING_BATCH, precision=precision)
+            task, config = prepare(config)
+            trained = Training(task, config, "speed")
+            batches = trained.batches(0, 1)
+            batch = next(batches)
+            batches.close()
 
         def call() -> None:
-            forward_and_back()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            averaged.step(parameters)
+            trained.step(0, batch)
 
-        done = flops(forward_and_back)
-        optimizer.zero_grad(set_to_none=True)
-        if self.compiled:
-            self.trained.compile(mode=self.options.measure)
+        done = flops(call)
         first, best, peak = self._time(call)
         return [["training", str(TRAINING_BATCH), f"{first:.2f}", f"{1 / best:.3g}", *self._ends(done, 1, best, peak)]]
 

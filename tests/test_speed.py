@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sidestep import Camera, NovelViewPipeline, step_aside
+from sidestep import Camera, NovelViewPipeline, step_aside, training
+from sidestep.loop import Training
 
 ROOT = Path(__file__).parents[1]
 SIZE = 16
@@ -22,7 +23,7 @@ def script(monkeypatch):
     before = set(sys.modules)
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     yield importlib.import_module
-    for name in {"speed", "rivals", "measuring", "growth", "memory", "large", "view", "table"} - before:
+    for name in {"speed", "rivals", "measuring", "growth", "memory", "large", "view", "table", "loader"} - before:
         sys.modules.pop(name, None)
 
 
@@ -100,6 +101,25 @@ def test_the_tables_of_speed_have_a_row_for_each_way(script, make_tiny_pipeline,
     ]
     passes = [row[5].strip() for row in rows if row[0].startswith((" as", " plain", " Sidestep"))]
     assert passes == ["13.0", "5.0", "7.0", "5.0"]
+
+
+def test_the_training_that_is_timed_is_trains_own(script, make_tiny_pipeline, monkeypatch, capsys):
+    speed = script("speed")
+    monkeypatch.setattr(NovelViewPipeline, "from_pretrained", lambda *_, **__: make_tiny_pipeline())
+    monkeypatch.setattr(script("measuring"), "product_rate", lambda device, dtype: 1e12)
+    monkeypatch.setattr(speed, "TRAINING_BATCH", 2)
+    tiny = {"block_out_channels": (8, 8, 8, 8), "head_dim": 8, "cross_attention_dim": 8, "norm_groups": 4}
+    monkeypatch.setitem(training.SIZES, "paper", tiny)
+    steps = []
+    once = Training.step
+    monkeypatch.setattr(
+        Training, "step", lambda *arguments: (steps.append(len(arguments[2]["mean"])), once(*arguments))
+    )
+    speed.main(["--device", "cpu", "--parts", "training", "--repeats", "2", "--measure", "no"])
+    told = json.loads(capsys.readouterr().out)
+    assert told["failed"] == {}
+    assert told["rows"]["training"][0][:2] == ["training", "2"]
+    assert steps == [2] * 4  # counted, warmed up, and timed twice
 
 
 def test_a_law_is_found_again_with_its_interval(script):
