@@ -224,6 +224,12 @@ class TestMultistep:
         assert largest(sample_multistep(gaussian, up, grid) - clean) < 0.1
         assert not invert_multistep(gaussian, clean, [*grid, 999]).mean.any()
 
+    def test_a_schedule_may_stand_still(self, gaussian, latents):
+        gaussian.alphas_cumprod[300:303] = gaussian.alphas_cumprod[300]
+        grid = [*range(100, 301, 5), 302, *range(305, 401, 5)]
+        up = invert_multistep(gaussian, latents, grid).latents
+        assert largest(sample_multistep(gaussian, up, grid) - latents) < 0.1
+
     def test_a_step_can_change_the_latents_or_be_the_last(self, prior, latents):
         seen = []
 

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from sidestep.devices import choose_device, execution_device, hold_in_half, memory_format, network_dtype
 from sidestep.errors import SidestepError
-from sidestep.files import atomic_path
+from sidestep.files import atomic_path, sweep
+from sidestep.models.sums import SUMS, check_sums, write_sums
 from sidestep.prior_file import is_file, load_file
 from sidestep.prior_folder import (
     AUTOENCODERS,
@@ -158,6 +159,8 @@ class LatentPrior(torch.nn.Module):
         self._timesteps = torch.arange(self.num_train_timesteps)
         self.latent_channels, self.latent_size, self.scale = _fit(self.vae, self.unet)
         self.image_size = self.latent_size * self.scale
+        # Of the photo, of its crop's corner and of the picture that is wanted: what SDXL's U-Net is told.
+        self._sizes = torch.tensor([[self.image_size, self.image_size, 0, 0, self.image_size, self.image_size]])
         self.needs_prompt = attends_to_prompt(_plain(unet))
         self.reads_text = self.needs_prompt and bool(self._readers())
         self.empty_prompt: EmptyPrompt | None = empty_prompt
@@ -254,11 +257,13 @@ class LatentPrior(torch.nn.Module):
             if self.needs_prompt:
                 parts["empty_prompt"] = EmptyPrompt.holding(self._empty())
         refuse_foreign(path, parts)
+        sweep(Path(path), parts)
         for name, part in parts.items():
             if part is not None:
                 forget_path(part)
                 with atomic_path(Path(path) / name) as temporary:
                     part.save_pretrained(temporary)
+                    write_sums(temporary)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -482,15 +487,14 @@ class LatentPrior(torch.nn.Module):
             embeds = (self._empty() if embeds is None else embeds).expand(len(latents)).to(inputs)
             told["encoder_hidden_states"] = embeds.tokens
             if embeds.pooled is not None:
-                size = [self.image_size, self.image_size, 0, 0, self.image_size, self.image_size]
+                self._sizes = self._sizes.to(inputs)
                 told["added_cond_kwargs"] = {
                     "text_embeds": embeds.pooled,
-                    "time_ids": inputs.new_tensor([size]).expand(len(latents), -1),
+                    "time_ids": self._sizes.expand(len(latents), -1),
                 }
         elif isinstance(_plain(self.unet), UNet2DConditionModel):
             told["encoder_hidden_states"] = None
-        if self._timesteps.device != inputs.device:
-            self._timesteps = self._timesteps.to(inputs.device)
+        self._timesteps = self._timesteps.to(inputs.device)
         # A tensor that is already there: a number would be copied there each time, and be compiled for each time.
         output = self.unet(inputs, self._timesteps[timestep], **told).sample
         return output.to(latents.device, torch.promote_types(latents.dtype, torch.float32))
@@ -505,7 +509,7 @@ def copy_prior(source: str | Path, out: str | Path) -> None:
         out: the folder; other things in it stay.
 
     Raises:
-        SidestepError: if `source` has to be loaded and cannot be.
+        SidestepError: if `source` has to be loaded and cannot be, or its weights are not what their SHA256SUMS say.
     """
     source, out = Path(source), Path(out)
     if not is_laid_out(source):
@@ -514,7 +518,10 @@ def copy_prior(source: str | Path, out: str | Path) -> None:
     for part in PARTS:
         if (source / part).is_dir():
             with atomic_path(out / part) as temporary:
+                check_sums(source / part)
                 shutil.copytree(source / part, temporary)
+                if not (temporary / SUMS).exists():
+                    write_sums(temporary)
 
 
 def is_laid_out(source: Path) -> bool:

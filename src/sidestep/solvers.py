@@ -201,8 +201,13 @@ def _log_snr(a: float) -> float:
 
 
 def _second_order(a_before: float, a: float, a_to: float) -> float:
-    """How far 2M extrapolates the change of x0_hat: h / (2 h_before), in steps h of lambda; 0 where one is infinite."""
+    """How far 2M extrapolates the change of x0_hat: h / (2 h_before), in steps h of lambda; 0 where one is infinite.
+
+    Also 0 after a step from one noise level to the same, as a schedule with a beta of 0 has them.
+    """
     before, here, to = _log_snr(a_before), _log_snr(a), _log_snr(a_to)
+    if here == before:
+        return 0.0
     weight = (to - here) / (2 * (here - before))
     return weight if math.isfinite(weight) else 0.0
 
