@@ -321,6 +321,28 @@ def test_saving_leaves_other_files_of_the_folder_alone(pipe: NovelViewPipeline, 
     assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
+def test_what_a_killed_save_left_is_gone_after_the_next(
+    pipe: NovelViewPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, aside = tmp_path / "model", tmp_path / "aside"
+    left: list[str] = []
+
+    def kill(whole: str) -> None:
+        left.append(Path(whole).name)
+        Path(whole).rename(aside)  # where what is done at the end of a process that is not killed does not find it
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sidestep.pipeline.write_index", kill)
+        with pytest.raises(KeyboardInterrupt):
+            pipe.save_pretrained(folder)
+    aside.rename(folder / left[0])
+    (folder / ".unet.0123abcd.part").mkdir()
+    pipe.save_pretrained(folder)
+    assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == []
+    assert NovelViewPipeline.from_pretrained(folder, device="cpu")
+
+
 def test_tunet_alone_with_its_prior_elsewhere(pipe: NovelViewPipeline, photo: Image.Image, tmp_path: Path) -> None:
     tunet = make_tunet(prior_fingerprint=pipe.prior.fingerprint())
     tunet.save_pretrained(tmp_path / "alone" / "tunet")

@@ -377,6 +377,7 @@ def test_the_finished_folder_is_a_pipelines(config: TrainConfig, root: Path) -> 
     views = pipe(Image.open(root / "a-00.png"), orbit(CAMERA, 2), category="chair", steps=2)
     assert [image.size for image in views.images] == [(16, 16)] * 2
     assert json.loads((model / "model_index.json").read_text())["vae"] == ["diffusers", "AutoencoderKL"]
+    assert {path.parent.name for path in model.glob("*/SHA256SUMS")} == {"tunet", "unet", "vae"}
     assert all(tensor.dtype == torch.float16 for tensor in weights(model).values())
 
 

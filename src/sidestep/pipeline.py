@@ -22,13 +22,14 @@ from sidestep.cameras import Camera, distance_scale
 from sidestep.consistency import steady
 from sidestep.devices import autocast, execution_device, memory_format
 from sidestep.errors import SidestepError
-from sidestep.files import atomic_path, writing
+from sidestep.files import atomic_path, sweep, writing
 from sidestep.fusion import FusionSettings, Method, choose, fuse
 from sidestep.hub import push_folder
 from sidestep.images import load_image, resize_and_crop, to_image, to_tensor
 from sidestep.inversion import InversionSettings, Inverted, invert, late_grid, sample
 from sidestep.models import BUNDLED, model_folder
-from sidestep.models.index import write_index
+from sidestep.models.index import INDEX, PIPELINE_FILE, write_index
+from sidestep.models.sums import check_sums, write_sums
 from sidestep.notebook import pictures_html, views_html
 from sidestep.outputs import save_views
 from sidestep.prior import PARTS, LatentPrior, forget_path, refuse_foreign
@@ -226,8 +227,8 @@ class NovelViewPipeline(DiffusionPipeline):
             What the hub says to the upload; None without one.
 
         Raises:
-            SidestepError: if weights are to be pickled or cannot be written, or the folder holds a part of a prior
-                that this one has not.
+            SidestepError: if weights are to be pickled or cannot be written, if those that a variant joins are damaged,
+                or if the folder holds a part of a prior that this one has not.
         """
         if not safe_serialization:
             raise SidestepError("weights are written as safetensors only, never pickled; leave safe_serialization out")
@@ -240,16 +241,19 @@ class NovelViewPipeline(DiffusionPipeline):
             forget_path(part)
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder, prefix=".saving-") as whole:
+        sweep(folder, {"saving", *self.components, PIPELINE_FILE, INDEX})
+        with TemporaryDirectory(dir=folder, prefix=".saving.", suffix=".part") as whole:
             with writing(folder):
                 super().save_pretrained(whole, variant=variant, max_shard_size=max_shard_size)
             write_index(whole)
             parts = list(Path(whole).iterdir())
             for part in parts:
                 if variant is not None:  # joins the weights that are there
+                    check_sums(folder / part.name)
                     for other in (folder / part.name).glob("*"):
                         if not (part / other.name).exists():
                             shutil.copy2(other, part)
+                write_sums(part)
                 with atomic_path(folder / part.name) as temporary:
                     part.rename(temporary)
         if not push_to_hub:

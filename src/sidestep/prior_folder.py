@@ -18,6 +18,7 @@ from diffusers import (
 from safetensors import SafetensorError
 
 from sidestep.errors import SidestepError
+from sidestep.models.sums import check_sums
 from sidestep.prompts import EmptyPrompt, Readers, encode_prompts
 
 AUTOENCODERS: dict[str, Any] = {c.__name__: c for c in (AutoencoderKL, AutoencoderTiny, AutoencoderDC, VQModel)}
@@ -40,7 +41,8 @@ def load_folder(
         hub: `revision`, `cache_dir`, `local_files_only`, `token`, as in diffusers.
 
     Raises:
-        SidestepError: if a part is missing, unreadable, not in safetensors, or not supported.
+        SidestepError: if a part is missing, unreadable, not in safetensors, not what its SHA256SUMS says, or not
+            supported.
     """
     index = read_index(folder, hub)
     if index.get("requires_aesthetics_score"):
@@ -115,6 +117,7 @@ def load_text(folder: str, suffix: str, variant: str | None, hub: Mapping[str, A
     """
     transformers = import_transformers()
     name = f"text_encoder{suffix}"
+    check_sums(Path(folder) / name)
     try:
         config = transformers.AutoConfig.from_pretrained(folder, subfolder=name, trust_remote_code=False, **hub)
         # The class is named there; AutoModel would give T5's whole model where only its encoder is stored.
@@ -178,6 +181,7 @@ def _load(
     dtype: torch.dtype = torch.float32,
 ) -> Any:
     """One network of a diffusers folder, its class read from its own config.json, from safetensors only."""
+    check_sums(Path(folder) / name)
     try:
         config = next(iter(classes.values())).load_config(folder, subfolder=name, **hub)
         class_name = config.get("_class_name")

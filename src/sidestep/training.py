@@ -25,6 +25,7 @@ from sidestep.latents import LatentStore, StoredScene
 from sidestep.loop import LoopConfig, fit, this_process
 from sidestep.models import model_folder
 from sidestep.models.index import write_index
+from sidestep.models.sums import write_sums
 from sidestep.prior import PARTS, LatentPrior, copy_prior
 from sidestep.tunet import TUNet, load_tunet
 
@@ -99,6 +100,7 @@ def train(config: TrainConfig) -> Path:
         logger.info("%s holds TUNet alone; to use it, name its prior, %s", model, store.prior)
     with atomic_path(model / "tunet") as temporary:
         task.model.half().save_pretrained(temporary)
+        write_sums(temporary)
     if whole:
         write_index(model)
     return model

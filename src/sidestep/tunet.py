@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from sidestep.cameras import Camera
 from sidestep.errors import SidestepError
+from sidestep.models.sums import check_sums
 
 RAY = 6  # origin and direction
 # Where the cross-attention starts looking, with `attention_init="geometric"`.
@@ -477,8 +478,9 @@ def load_tunet(folder: str | Path, **hub: Any) -> TUNet:
         hub: `variant`, `revision`, `cache_dir`, `local_files_only`, `token`, as in diffusers.
 
     Raises:
-        SidestepError: if it is missing, damaged, or not in safetensors.
+        SidestepError: if it is missing, damaged, not what its SHA256SUMS says, or not in safetensors.
     """
+    check_sums(Path(folder) / "tunet")
     try:
         return TUNet.from_pretrained(
             str(folder), subfolder="tunet", torch_dtype=torch.float32, use_safetensors=True, **hub

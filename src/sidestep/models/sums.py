@@ -1,0 +1,70 @@
+"""The SHA-256 of a model's weights, in a file beside them: written when they are saved, compared before they are read.
+
+The file is what `sha256sum *.safetensors > SHA256SUMS` writes in a part's folder, and `sha256sum --check` reads. It
+finds a flipped bit, half a copy, another file. Not a forger, who would write the sums anew.
+"""
+
+import hashlib
+import re
+from pathlib import Path
+
+from sidestep.errors import SidestepError
+from sidestep.inputs import open_file, read_text
+
+SUMS = "SHA256SUMS"
+
+_LINE = re.compile(r"([0-9a-f]{64}) [ *]([^/\\\0]+\.safetensors)")
+_MOST = 2**20  # bytes; ten thousand files have them
+
+
+def write_sums(folder: str | Path) -> None:
+    """Writes SHA256SUMS of the .safetensors files that lie in a folder; none where there are none."""
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if files:
+        lines = [f"{_sha256(file)}  {file.name}\n" for file in files]
+        (Path(folder) / SUMS).write_text("".join(lines), encoding="utf-8", newline="\n")
+
+
+def check_sums(folder: str | Path) -> None:
+    """Compares the .safetensors files of a folder with its SHA256SUMS. What that does not name, and all where there
+    is none, is taken as it is.
+
+    Raises:
+        SidestepError: if a file is another than was written, or cannot be read.
+    """
+    path = Path(folder) / SUMS
+    if not path.is_file():
+        return
+    for name, written in read_sums(path).items():
+        weights = path.with_name(name)
+        try:
+            found = _sha256(weights)
+        except FileNotFoundError:
+            continue  # a variant that was left out
+        except OSError as error:
+            raise SidestepError(f"{weights}: cannot be read ({error.strerror})") from None
+        if found != written:
+            raise SidestepError(f"{weights}: does not match its checksum in {SUMS}; {_ADVICE}")
+
+
+def read_sums(path: Path) -> dict[str, str]:
+    """The SHA-256 (hex) of each file that a SHA256SUMS names.
+
+    Raises:
+        SidestepError: if it cannot be read, or is none.
+    """
+    entries = [_LINE.fullmatch(line) for line in read_text(path, _MOST).splitlines()]
+    if not all(entries):
+        raise SidestepError(f"{path}: not what sha256sum writes of .safetensors files; {_ADVICE}")
+    return {entry[2]: entry[1] for entry in entries if entry}
+
+
+_ADVICE = f"fetch or copy the folder again, or, if it was changed on purpose, delete its {SUMS}"
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open_file(path) as file:
+        while data := file.read(2**20):
+            digest.update(data)
+    return digest.hexdigest()
