@@ -125,7 +125,7 @@ def test_the_pooled_prompt_and_the_size_reach_the_noise(priors):
     noise = prior.predict_noise(latents, 300, embeds)
     assert not torch.equal(prior.predict_noise(latents, 300, PromptEmbeds(embeds.tokens, -embeds.pooled)), noise)
     assert not torch.equal(prior.predict_noise(latents, 300), noise)
-    prior.image_size *= 2
+    prior._sizes *= 2
     assert not torch.equal(prior.predict_noise(latents, 300, embeds), noise)
 
 
