@@ -10,10 +10,11 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
 from sidestep.errors import SidestepError
+from sidestep.inputs import open_file
 
 
 class Stored(Protocol):
@@ -27,7 +28,10 @@ class Stored(Protocol):
 Source = str | Path | Stored
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # of the files that are looked for in folders
+# What is read whatever a file is called. Of others Pillow's readers are slow, or start other programs (PostScript's).
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 MAX_PIXELS = 100_000_000
+_MOST_PASSES = 2_000_000_000  # pixels times scans of a progressive JPEG, which usually has ten scans
 FULL_FRAME_DIAGONAL = math.hypot(36.0, 24.0)  # mm; "35 mm equivalent" compares diagonals (CIPA DCG-001)
 
 _TRANSPOSE = {
@@ -48,9 +52,27 @@ def load_image(path: Source) -> Image.Image:
         SidestepError: if the file is missing, no image, cut short, or larger than 100 megapixels.
     """
     with open_image(path) as image:
-        orientation = _orientation(image)
-        picture = _rgb(image, path)
+        return upright(image, _rgb(image, path))
+
+
+def upright(image: Image.Image, picture: Image.Image) -> Image.Image:
+    """A picture made of an image's pixels, turned as the image's EXIF orientation says."""
+    orientation = _orientation(image)
     return picture.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else picture
+
+
+def converted(image: Image.Image, mode: str, path: Source) -> Image.Image:
+    """An image in another of Pillow's modes.
+
+    Raises:
+        SidestepError: if there is no way from its own mode to that one.
+    """
+    try:
+        return image.convert(mode)
+    except Exception:  # of a mode that has no way to it, or a damaged palette
+        raise SidestepError(
+            f"{path}: pixel format {image.mode!r} is not a photo's; save it with 8 bits a channel"
+        ) from None
 
 
 def stored_size(path: Source) -> tuple[int, int, int]:
@@ -133,6 +155,24 @@ def exif_fov(path: Source) -> float | None:
     return math.degrees(2.0 * math.atan(shorter / (2.0 * focal)))
 
 
+def exif_lens(path: Source) -> str:
+    """What a photo's EXIF says of its camera and its focal length, "" where it says nothing.
+
+    Raises:
+        SidestepError: if the file is missing or no image.
+    """
+    tags = ExifTags.Base
+    with _opened(path) as image:
+        try:
+            exif = image.getexif()
+            more = exif.get_ifd(ExifTags.IFD.Exif)
+            own, of_photo = (tags.Make, tags.Model), (tags.FocalLength, tags.FocalLengthIn35mmFilm)
+            told = [*(exif.get(tag) for tag in own), *(more.get(tag) for tag in of_photo)]
+            return "".join(f" {value}".rstrip("\0 ") for value in told if value is not None)
+        except Exception:  # damaged EXIF fails in many ways and says no more than absent EXIF
+            return ""
+
+
 @contextmanager
 def open_image(path: Source) -> Iterator[Image.Image]:
     """An image file's pixels as they are stored, whatever their format.
@@ -141,41 +181,62 @@ def open_image(path: Source) -> Iterator[Image.Image]:
         SidestepError: as `load_image`.
     """
     with _opened(path) as image:
+        _refuse_slow(image, path)
         try:
             image.load()
-        except (OSError, SyntaxError, ValueError, EOFError) as error:
+        except Exception as error:  # each format's reader fails in ways of its own
             raise SidestepError(f"{path}: the image is damaged or cut short ({error}); save it again") from None
         yield image
 
 
 @contextmanager
-def _opened(path: Source) -> Iterator[Image.Image]:
+def _opened(path: Source) -> Iterator[ImageFile.ImageFile]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is below
-            image = Image.open(path if isinstance(path, str | Path) else io.BytesIO(path.read_bytes()))
+        file = open_file(path) if isinstance(path, str | Path) else io.BytesIO(path.read_bytes())
     except FileNotFoundError:
         raise SidestepError(f"{path}: no such file") from None
-    except UnidentifiedImageError:
-        raise SidestepError(f"{path}: not an image; JPEG, PNG and WebP can be read") from None
-    except Image.DecompressionBombError:
-        raise SidestepError(f"{path}: larger than {MAX_PIXELS // 10**6} megapixels; shrink it first") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise SidestepError(f"{path}: cannot be read as an image ({error})") from None
-    with image:
-        if image.width * image.height > MAX_PIXELS:
-            raise SidestepError(
-                f"{path}: {image.width}x{image.height} is larger than {MAX_PIXELS // 10**6} megapixels; shrink it first"
-            )
-        yield image
+    except OSError as error:
+        raise SidestepError(f"{path}: cannot be read as an image ({error.strerror or error})") from None
+    with file:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is below
+                image = Image.open(file, formats=FORMATS)
+        except UnidentifiedImageError:
+            raise SidestepError(f"{path}: not an image; JPEG, PNG and WebP can be read") from None
+        except Image.DecompressionBombError:
+            raise SidestepError(f"{path}: larger than {MAX_PIXELS // 10**6} megapixels; shrink it first") from None
+        except Exception as error:  # each format's reader fails in ways of its own
+            raise SidestepError(f"{path}: cannot be read as an image ({error})") from None
+        with image:
+            if image.width * image.height > MAX_PIXELS:
+                raise SidestepError(
+                    f"{path}: {image.width}x{image.height} is larger than {MAX_PIXELS // 10**6} megapixels; "
+                    "shrink it first"
+                )
+            yield image
+
+
+def _refuse_slow(image: ImageFile.ImageFile, path: Source) -> None:
+    """Refuses a small file that would take minutes: a large JPEG of thousands of scans, or pixels written as text."""
+    if image.tile and image.tile[0][0] == "ppm_plain":
+        raise SidestepError(f"{path}: a picture written as text; save it as PNG")
+    if image.format in ("JPEG", "MPO") and image.fp is not None:
+        file, place = image.fp, image.fp.tell()
+        file.seek(0)
+        # The marker of a scan cannot occur within a scan's own bytes.
+        scans = sum(chunk.count(b"\xff\xda") for chunk in iter(lambda: file.read(2**20), b""))
+        file.seek(place)
+        if scans * image.width * image.height > _MOST_PASSES:
+            raise SidestepError(f"{path}: a JPEG of {scans} scans, which takes too long to decode; save it again")
 
 
 def _orientation(image: Image.Image) -> int:
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return int(orientation) if orientation in _TRANSPOSE else 1
     except Exception:  # damaged EXIF fails in many ways; the picture itself is still good
         return 1
-    return orientation if orientation in _TRANSPOSE else 1
 
 
 def _rgb(image: Image.Image, path: Source) -> Image.Image:
@@ -184,6 +245,6 @@ def _rgb(image: Image.Image, path: Source) -> Image.Image:
     if image.mode in ("F", "I"):
         raise SidestepError(f"{path}: pixel format {image.mode!r} is not a photo's; save it with 8 bits a channel")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
+        image = converted(image, "RGBA", path)
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+    return converted(image, "RGB", path)

@@ -289,7 +289,7 @@ def test_annotations_that_unpack_to_more_than_any_are_refused_on_the_way(tmp_pat
     save(tmp_path, [entry("1_2_3", 0)])
     item = json.dumps(entry("1_2_3", 0))
     (tmp_path / "chair" / co3d.ANNOTATIONS).write_bytes(packed("[" + ",".join([item] * 3000) + "]"))
-    with pytest.raises(SidestepError, match=r"frame_annotations\.jgz: more than"):
+    with pytest.raises(SidestepError, match=r"frame_annotations\.jgz: unpacks to more than"):
         read_captures(tmp_path / "chair" / "1_2_3")
 
 

@@ -339,7 +339,7 @@ def test_a_bad_one_of_blenders_files_is_named(tmp_path, rig):
 def test_a_file_larger_than_any_is_refused_unread(tmp_path):
     path = save(tmp_path, [entry("a.png")], ["a.png"], fl_x=50.0)
     os.truncate(path, 300 * 2**20)
-    with pytest.raises(SidestepError, match=r"transforms\.json: larger than 256 MiB"):
+    with pytest.raises(SidestepError, match=r"transforms\.json: larger than 64 MiB"):
         read_transforms(path)
 
 

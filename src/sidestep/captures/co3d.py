@@ -9,6 +9,8 @@ import gzip
 import io
 import json
 import math
+import os
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,12 +27,15 @@ from sidestep.captures.ply import read_ply
 from sidestep.captures.poses import rigid
 from sidestep.captures.scene import Scene, make_frame
 from sidestep.errors import SidestepError
-from sidestep.images import open_image
+from sidestep.images import converted, open_image
+from sidestep.inputs import open_file
 
 ANNOTATIONS = "frame_annotations.jgz"
 _CHUNK = 2**18  # characters read at a time
 _MOST_ENTRY = 2**20  # characters of one frame's entry; they take about a thousand
-_MOST_CHARACTERS = 2 * 2**30  # of a whole file, decompressed; the largest category has some hundred million
+_MOST_CHARACTERS = 2 * 2**30  # of a whole file, unpacked; the largest category has some hundred million
+_MOST_TIMES = 100  # as many characters, unpacked, as the file has bytes; numbers give about ten
+_BETWEEN = re.compile(r"[ \t\r\n,]*")
 _MOST_POINTS = 20_000
 _FLIP = np.diag((-1.0, -1.0, 1.0))  # PyTorch3D's camera axes <-> OpenCV's
 
@@ -116,7 +121,7 @@ class HalfDepth:
             with open_image(self.mask) as image:
                 if image.size != depth.shape[::-1]:
                     raise SidestepError(f"{self.mask}: {image.width}x{image.height} pixels, unlike {self.path}")
-                depth[np.array(image.convert("L")) == 0] = 0.0
+                depth[np.array(converted(image, "L", self.mask)) == 0] = 0.0
         file = io.BytesIO()
         Image.fromarray(depth).save(file, "TIFF", compression="tiff_deflate")  # it may be kept, in a pack
         return file.getvalue()
@@ -222,18 +227,16 @@ def _entries(path: Path) -> Iterator[tuple[Any, str]]:
     decoder = json.JSONDecoder()
     text, at, total, begun = "", 0, 0, False
     try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
+        with open_file(path) as packed, gzip.open(packed, "rt", encoding="utf-8") as file:
+            most = min(_MOST_CHARACTERS, _MOST_ENTRY + _MOST_TIMES * os.fstat(packed.fileno()).st_size)
             while True:
                 chunk = file.read(_CHUNK)
                 total += len(chunk)
                 text, at = text[at:] + chunk, 0
-                if total > _MOST_CHARACTERS:
-                    raise SidestepError(
-                        f"{path}: more than {_MOST_CHARACTERS // 2**30} GiB unpacked; download it again"
-                    )
+                if total > most:
+                    raise SidestepError(f"{path}: unpacks to more than {most} characters; download it again")
                 while True:
-                    while at < len(text) and text[at] in " \t\r\n,":
-                        at += 1
+                    at = _BETWEEN.match(text, at).end()  # type: ignore[union-attr]  # it matches nothing, too
                     if not begun:
                         if text[at : at + 1] != "[":
                             raise SidestepError(f"{path}: not a list of frames; download it again")

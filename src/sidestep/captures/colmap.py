@@ -5,28 +5,34 @@ and 3D points; observations are skipped.
 """
 
 import math
+import os
 import struct
 import warnings
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sidestep.cameras import Camera
-from sidestep.captures.folders import Finder
+from sidestep.captures.folders import Finder, within
 from sidestep.captures.lens import Array, Lens
 from sidestep.captures.maps import Maps
 from sidestep.captures.points import Colours
-from sidestep.captures.scene import Scene, make_frame
+from sidestep.captures.scene import MOST_FRAMES, Scene, make_frame
 from sidestep.errors import SidestepError
 from sidestep.files import atomic_path
+from sidestep.inputs import open_file
 
 MODEL_FOLDERS = ("sparse", "colmap/sparse", "sparses")  # COLMAP's, nerfstudio's and MegaScenes'
+MOST_POINTS = 20_000_000
+_MOST_LINE = 16 * 2**20  # bytes; a photo's observations take 25 each
+_MOST_NAME = 4096  # bytes
 
 # COLMAP's number for each camera model, and what its parameters mean in order.
 _MODELS = {
@@ -104,6 +110,8 @@ def _read_model(model: Path, folder: Path, category: str | None, photos: Path | 
     finder, maps = Finder(), Maps(folder)
     frames, missing = [], []
     for name, pose in sorted(read_poses(images_file).items()):
+        if not within(folder / "images" / name, folder / "images"):
+            raise SidestepError(f"{images_file}: lists the photo {name}, outside of images/; move it into it")
         path = finder.find_photo(folder, name) if photos is None else finder.find(photos, name)
         if path is None:
             missing.append(name)
@@ -126,61 +134,66 @@ def _read_model(model: Path, folder: Path, category: str | None, photos: Path | 
 
 def read_lenses(path: Path) -> dict[int, Lens]:
     """The cameras of cameras.bin or cameras.txt by their number."""
-    rows: list[tuple[int, str, int, int, tuple[float, ...]]] = []
+    rows: dict[int, tuple[str, int, int, tuple[float, ...]]] = {}
     if path.suffix == ".bin":
-        data = _Binary(path)
-        for _ in range(data.count(smallest=24 + 8 * 3)):
-            number, model, width, height = data.take("<IiQQ")
-            name = _NAMES.get(model, f"number {model}")
-            rows.append((number, name, width, height, data.take(f"<{len(_parameters(path, name))}d")))
+        with _binary(path) as data:
+            for _ in range(data.count(smallest=24 + 8 * 3, most=MOST_FRAMES)):
+                number, model, width, height = data.take("<IiQQ")
+                name = _NAMES.get(model, f"number {model}")
+                rows[number] = name, width, height, data.take(f"<{len(_parameters(path, name))}d")
     else:
-        for where, line in _lines(path):
+        for line_number, line in _lines(path):
             fields = line.split()
-            with _parsing(where):
+            with _parsing(path, line_number):
                 number, name, width, height = int(fields[0]), fields[1], int(fields[2]), int(fields[3])
                 _parameters(path, name)
-                rows.append((number, name, width, height, tuple(float(value) for value in fields[4:])))
-    return {row[0]: _lens(path, *row) for row in rows}
+                rows[number] = name, width, height, tuple(float(value) for value in fields[4:])
+            _refuse_many(path, len(rows), MOST_FRAMES)
+    return {number: _lens(path, number, *row) for number, row in rows.items()}
 
 
 def read_poses(path: Path) -> dict[str, Pose]:
     """The photos of images.bin or images.txt by file name."""
     poses: dict[str, Pose] = {}
     if path.suffix == ".bin":
-        data = _Binary(path)
-        for _ in range(data.count(smallest=4 + 7 * 8 + 4 + 1 + 8)):
-            values = data.take("<I7dI")
-            name = data.text()
-            data.skip(data.count(smallest=24), 24)
-            poses[name] = Pose(values[8], _world_to_camera(path, name, values[1:8]))
+        with _binary(path) as data:
+            for _ in range(data.count(smallest=4 + 7 * 8 + 4 + 1 + 8, most=MOST_FRAMES)):
+                values = data.take("<I7dI")
+                name = data.text()
+                data.skip(data.count(smallest=24), 24)
+                poses[name] = Pose(values[8], _world_to_camera(path, name, values[1:8]))
         return poses
-    lines = iter(_lines(path, keep_empty=True))
-    for where, line in lines:
+    lines = _lines(path, keep_empty=True)
+    for number, line in lines:
         if not line:
             continue
-        with _parsing(where):
+        with _parsing(path, number):
             fields = line.split(maxsplit=9)
             name, camera_id = fields[9], int(fields[8])
             values = tuple(float(value) for value in fields[1:8])
         poses[name] = Pose(camera_id, _world_to_camera(path, name, values))
+        _refuse_many(path, len(poses), MOST_FRAMES)
         next(lines, None)  # the photo's observations, on a line of their own that may be empty
     return poses
 
 
 def read_points(path: Path) -> Tensor:
     """The points of points3D.bin or points3D.txt, (N, 3) float32; points that are not finite are left out."""
-    points: list[tuple[float, ...]] = []
+    points = array("d")
     if path.suffix == ".bin":
-        data = _Binary(path)
-        for _ in range(data.count(smallest=8 + 3 * 8 + 3 + 8 + 8)):
-            points.append(data.take("<Q3d3Bd")[1:4])
-            data.skip(data.count(smallest=8), 8)
+        with _binary(path) as data:
+            for _ in range(data.count(smallest=8 + 3 * 8 + 3 + 8 + 8, most=MOST_POINTS)):
+                points.extend(data.take("<Q3d3Bd")[1:4])
+                data.skip(data.count(smallest=8), 8)
     else:
-        for where, line in _lines(path):
-            with _parsing(where):
+        for number, line in _lines(path):
+            with _parsing(path, number):
                 _, x, y, z, *_rest = line.split(maxsplit=4)
-                points.append((float(x), float(y), float(z)))
-    tensor = torch.tensor(points, dtype=torch.float32).reshape(-1, 3)
+                points.extend((float(x), float(y), float(z)))
+            _refuse_many(path, len(points) // 3, MOST_POINTS)
+    with np.errstate(over="ignore"):  # what is too large for float32 is left out with what is not finite
+        single = np.asarray(points, dtype=np.float64).astype(np.float32).reshape(-1, 3)
+    tensor = torch.from_numpy(single)
     return tensor[tensor.isfinite().all(dim=1)]
 
 
@@ -301,64 +314,90 @@ def _numbers(values: Any) -> str:
     return " ".join(f"{float(value):.12g}" for value in values)
 
 
-def _lines(path: Path, keep_empty: bool = False) -> list[tuple[str, str]]:
-    """The lines that are no comments, each with "file, line n" for a message."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise SidestepError(f"{path}: no such file; a COLMAP model needs cameras and images") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SidestepError(f"{path}: cannot be read as text ({error})") from None
-    lines = ((f"{path}, line {number}", line.strip()) for number, line in enumerate(text.splitlines(), start=1))
-    return [(where, line) for where, line in lines if not line.startswith("#") and (line or keep_empty)]
+def _lines(path: Path, keep_empty: bool = False) -> Iterator[tuple[int, str]]:
+    """The lines that are no comments, one at a time, each with its number."""
+    with _opened(path) as file:
+        for number, raw in enumerate(iter(lambda: file.readline(_MOST_LINE), b""), start=1):
+            if len(raw) == _MOST_LINE:
+                raise SidestepError(f"{path}, line {number}: longer than {_MOST_LINE // 2**20} MiB; export it again")
+            try:
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+            except UnicodeDecodeError as error:
+                raise SidestepError(f"{path}: cannot be read as text ({error}); save it as UTF-8") from None
+            if not line.startswith("#") and (line or keep_empty):
+                yield number, line
 
 
 @contextmanager
-def _parsing(where: str) -> Iterator[None]:
+def _parsing(path: Path, number: int) -> Iterator[None]:
     """Turns a missing or bad number in the block into one line that names the place."""
     try:
         yield
     except (ValueError, IndexError) as error:
-        raise SidestepError(f"{where}: not in COLMAP's text format ({error}); export the model again") from None
+        raise SidestepError(
+            f"{path}, line {number}: not in COLMAP's text format ({error}); export the model again"
+        ) from None
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    try:
+        with open_file(path) as file:
+            yield file
+    except FileNotFoundError:
+        raise SidestepError(f"{path}: no such file; a COLMAP model needs cameras and images") from None
+    except OSError as error:
+        raise SidestepError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def _refuse_many(path: Path, number: int, most: int) -> None:
+    if number > most:
+        raise SidestepError(f"{path}: more than {most:,} entries, which is more than Sidestep reads; divide the model")
 
 
 class _Binary:
     """A binary file read front to back; every read is checked against what is left."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.at = path, 0
-        try:
-            self.data = path.read_bytes()
-        except OSError as error:
-            raise SidestepError(f"{path}: cannot be read ({error.strerror})") from None
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self.path, self._file = path, file
+        self._size = os.fstat(file.fileno()).st_size
 
     def take(self, layout: str) -> tuple[Any, ...]:
-        end = self.at + struct.calcsize(layout)
-        if end > len(self.data):
+        size = struct.calcsize(layout)
+        data = self._file.read(size)
+        if len(data) < size:
             raise self._short()
-        values = struct.unpack_from(layout, self.data, self.at)
-        self.at = end
-        return values
+        return struct.unpack(layout, data)
 
-    def count(self, smallest: int) -> int:
-        """A count of entries of `smallest` bytes or more, which must fit in the rest of the file."""
+    def count(self, smallest: int, most: int | None = None) -> int:
+        """A count of entries of `smallest` bytes or more, which must fit in the rest of the file; at most `most`."""
         number: int = self.take("<Q")[0]
-        if number * smallest > len(self.data) - self.at:
+        if number * smallest > self._size - self._file.tell():
             raise self._short()
+        if most is not None:
+            _refuse_many(self.path, number, most)
         return number
 
     def skip(self, number: int, size: int) -> None:
-        self.at += number * size
+        self._file.seek(number * size, os.SEEK_CUR)
 
     def text(self) -> str:
-        end = self.data.find(b"\0", self.at)
-        if end < 0:
+        start = self._file.tell()
+        raw, end, _ = self._file.read(_MOST_NAME).partition(b"\0")
+        if not end:
             raise self._short()
-        raw, self.at = self.data[self.at : end], end + 1
+        self._file.seek(start + len(raw) + 1)
         try:
             return raw.decode("utf-8")
         except UnicodeDecodeError:
             raise SidestepError(f"{self.path}: a photo's name is not UTF-8; export the model again") from None
 
     def _short(self) -> SidestepError:
-        return SidestepError(f"{self.path}: cut short or damaged (at byte {self.at}); export or copy the model again")
+        at = self._file.tell()
+        return SidestepError(f"{self.path}: cut short or damaged (at byte {at}); export or copy the model again")
+
+
+@contextmanager
+def _binary(path: Path) -> Iterator[_Binary]:
+    with _opened(path) as file:
+        yield _Binary(path, file)

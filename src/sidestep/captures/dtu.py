@@ -4,6 +4,7 @@ Their pixels are counted from the centre of the first one, (0, 0); here that is 
 nowhere else.
 """
 
+import io
 import lzma
 import re
 import zipfile
@@ -17,10 +18,11 @@ from sidestep.captures.lens import Array, Lens
 from sidestep.captures.scene import Scene, make_frame
 from sidestep.errors import SidestepError
 from sidestep.images import SUFFIXES, stored_size
+from sidestep.inputs import read_bytes
 
 # NeuS trains in the world of cameras_sphere.npz; cameras_large.npz is one in which more of the scene is in the sphere.
 CAMERA_FILES = ("cameras_sphere.npz", "cameras.npz", "cameras_large.npz")
-_MOST_BYTES = 64 * 2**20  # of a file; a scene of 64 photos takes 70 kB
+_MOST_BYTES = 4 * 2**20  # of a file; a scene of 64 photos takes 70 kB
 _MOST_MATRIX = 4096  # bytes of one matrix
 _DAMAGE = (
     OSError,
@@ -85,6 +87,8 @@ def decompose(where: str, projection: Array) -> tuple[Array, Array]:
     left = projection[:, :3]
     if not np.isfinite(projection).all() or np.linalg.matrix_rank(left / max(np.abs(left).max(), 1e-300)) < 3:
         raise SidestepError(f"{where}: not the projection of a camera (not finite, or singular)")
+    projection = projection / np.abs(left).max()  # far from what a float64 holds, a determinant is 0 or infinite
+    left = projection[:, :3]
     projection = projection * np.sign(np.linalg.det(left))  # what is in front of the camera has a positive depth
     flipped_q, flipped_r = np.linalg.qr(projection[::-1, :3].T)
     triangle, rotation = flipped_r.T[::-1, ::-1], flipped_q.T[::-1]
@@ -100,9 +104,7 @@ def _read_projections(path: Path) -> dict[int, Array]:
     """world_mat_i scale_mat_i, (3, 4), by i; without a scale_mat_i, the world is taken as it is."""
     matrices: dict[str, Array] = {}
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise SidestepError(f"{path}: larger than {_MOST_BYTES // 2**20} MiB, which no set of cameras is")
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(io.BytesIO(read_bytes(path, _MOST_BYTES))) as archive:
             for item in archive.infolist():
                 name = item.filename.removesuffix(".npy")
                 if re.fullmatch(r"(world|scale)_mat_[0-9]{1,6}", name):

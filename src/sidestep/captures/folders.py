@@ -41,6 +41,14 @@ def within(path: Path, folder: Path) -> bool:
     return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
 
 
+def is_file(path: Path) -> bool:
+    """Whether a file is there; none is under a name that no file can have, being too long, say."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 @contextmanager
 def looking(path: Path) -> Iterator[None]:
     """Turns what the system refuses, a folder that may not be read or a name that is too long, into one line."""
@@ -68,12 +76,12 @@ class Finder:
     def find(self, folder: Path, name: str) -> Path | None:
         """The file `name`, which may have folders in it, in a folder; or None."""
         exact = folder / name
-        if exact.is_file():
+        if is_file(exact):
             return exact
         found: Path | None = folder
         for part in PurePosixPath(name).parts:
             found = self._listing(found).get(_plain(part)) if found is not None else None
-        return found if found is not None and found.is_file() else None
+        return found if found is not None and is_file(found) else None
 
     def find_photo(self, scene: Path, name: str) -> Path | None:
         """The file `name` of a scene's images/, or else of its images_2/, images_4/ or images_8/; or None."""

@@ -216,7 +216,8 @@ def _places(path: str | Path) -> list[tuple[Path, str | None, Callable[[], Scene
     """Where the scenes are, each with its category and what reads it; a pack's are told by where they lie in it."""
     if is_pack(path):
         return [(Path(path, scene.id), scene.category, partial(replace, scene)) for scene in read_pack(path)]
-    return [(folder, category, partial(read_scene, folder, category)) for folder, category in find_scenes(path)]
+    root = Path(path) if Path(path).is_dir() else None
+    return [(folder, category, partial(read_scene, folder, category, root)) for folder, category in find_scenes(path)]
 
 
 def _facts(scene: Scene, arrangement: Arrangement) -> SceneFacts:

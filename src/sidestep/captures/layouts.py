@@ -1,10 +1,10 @@
 """The layouts of a scene's folder: how each is told from the others, and who reads it."""
 
 import re
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sidestep.captures import co3d, dtu, realestate10k
 from sidestep.captures.colmap import find_models, read_colmap
@@ -12,6 +12,7 @@ from sidestep.captures.folders import looking, spelled_out
 from sidestep.captures.scene import Scene
 from sidestep.captures.transforms import blender_files, read_blender, read_transforms
 from sidestep.errors import SidestepError
+from sidestep.inputs import leads_out
 
 # DL3DV's benchmark has each scene in both layouts, in folders of these names in one that is called by a hash.
 NESTED = ("nerfstudio", "gaussian_splat")
@@ -36,7 +37,7 @@ def _nested(folder: Path) -> Path | None:
 
 
 def _read_nested(folder: Path, category: str | None) -> Scene:
-    return read_scene(_nested(folder) or folder, category)
+    return _read(_nested(folder) or folder, category)
 
 
 def megascenes_root(folder: Path) -> Path | None:
@@ -93,13 +94,41 @@ def looks_like_scene(folder: Path) -> bool:
     return folder.is_dir() and ((folder / "images").is_dir() or any(layout.holds(folder) for layout in LAYOUTS))
 
 
-def read_scene(path: Path, category: str | None = None) -> Scene:
+def read_scene(path: Path, category: str | None = None, root: Path | None = None) -> Scene:
     """The scene of a folder in any of the layouts, of a transforms.json, or of RealEstate10K's file of cameras.
 
+    Args:
+        root: a folder that `path` is in; its own if left out. A link to a photo must stay in it, or in the scene: else
+            whoever was sent a scene would hand on, with what is made of it, pictures that are this machine's.
+
     Raises:
-        SidestepError: naming the file, if it cannot be read.
+        SidestepError: naming the file, if it cannot be read, or is a link that leads out of both.
     """
     path = spelled_out(path)
+    scene = _read(path, category)
+    own = path if path.is_dir() else path.parent
+    with looking(path):
+        for frame in scene.frames:
+            for file in (*_files(frame.path), *_files(frame.mask), *_files(frame.depth)):
+                # The scene's own folder may be a link: sets are put together from several disks that way.
+                if leads_out(file, root or own) and leads_out(file, own):
+                    raise SidestepError(
+                        f"{file}: a link out of {own}, to {file.resolve()}; copy it there, or name a folder that holds "
+                        "both"
+                    )
+    return scene
+
+
+def _files(source: Any) -> Iterator[Path]:
+    """The files that one of a frame's is, or is made of."""
+    if isinstance(source, Path):
+        yield source
+    elif is_dataclass(source):
+        for field in fields(source):
+            yield from _files(getattr(source, field.name))
+
+
+def _read(path: Path, category: str | None) -> Scene:
     with looking(path):
         if path.is_file():
             read = realestate10k.read_realestate10k if path.suffix == ".txt" else read_transforms

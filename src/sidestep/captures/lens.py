@@ -1,5 +1,6 @@
 """Lens distortion (Brown-Conrady, COLMAP's and OpenCV's), and how to take it out of a photo."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from sidestep.errors import SidestepError
 
 Array = NDArray[np.float64]
+_STRIP = 2**20  # pixels resampled at a time; all of a large photo's at once would take 10 GB
 
 
 @dataclass(frozen=True)
@@ -82,17 +84,27 @@ class Lens:
 
     def undistort(self, photo: Image.Image, intrinsics: Array) -> Image.Image:
         """The photo as a pinhole camera of `intrinsics` (and the photo's size) takes it; bicubic."""
-        pixels = torch.from_numpy(np.array(photo, dtype=np.float32)).permute(2, 0, 1)
-        sampled = self.resample(pixels, intrinsics, "bicubic").clamp(0.0, 255.0).round().to(torch.uint8)
+        pixels = torch.from_numpy(np.ascontiguousarray(np.asarray(photo).transpose(2, 0, 1), dtype=np.float32))
+        strips = self._strips(pixels, intrinsics, "bicubic")
+        sampled = torch.cat([strip.clamp(0.0, 255.0).round().to(torch.uint8) for strip in strips], dim=1)
         return Image.fromarray(sampled.permute(1, 2, 0).numpy().copy())
 
     def resample(self, pixels: Tensor, intrinsics: Array, mode: Literal["bicubic", "nearest"]) -> Tensor:
         """What the lens saw at each pixel of a pinhole camera of `intrinsics`: (C, H, W) float32 -> (C, H, W)."""
-        rows, cols = np.mgrid[: self.height, : self.width] + 0.5
-        source = self.source_pixels(intrinsics, np.stack((cols, rows), axis=-1))
-        # grid_sample without align_corners puts -1 and 1 at the picture's edges: pixel centres at +0.5, as here.
-        grid = torch.from_numpy((2.0 * source / (self.width, self.height) - 1.0).astype(np.float32))[None]
-        return torch.nn.functional.grid_sample(pixels[None], grid, mode, padding_mode="border", align_corners=False)[0]
+        return torch.cat(list(self._strips(pixels, intrinsics, mode)), dim=1)
+
+    def _strips(self, pixels: Tensor, intrinsics: Array, mode: Literal["bicubic", "nearest"]) -> Iterator[Tensor]:
+        """`resample`, some rows at a time, from the top: (C, h, W) each."""
+        height = max(1, _STRIP // self.width)
+        for top in range(0, self.height, height):
+            rows, cols = np.mgrid[top : min(top + height, self.height), : self.width] + 0.5
+            source = self.source_pixels(intrinsics, np.stack((cols, rows), axis=-1))
+            # grid_sample without align_corners puts -1 and 1 at the picture's edges: pixel centres at +0.5, as here.
+            grid = torch.from_numpy((2.0 * source / (self.width, self.height) - 1.0).astype(np.float32))[None]
+            sampled = torch.nn.functional.grid_sample(
+                pixels[None], grid, mode, padding_mode="border", align_corners=False
+            )
+            yield sampled[0]
 
     def resized(self, width: int, height: int) -> "Lens":
         """The lens of the same photo at another size in pixels."""
@@ -113,13 +125,14 @@ class Lens:
 
     def _filled(self, zoom: float) -> bool:
         """Whether the photo covers the whole pinhole picture, and is nowhere folded in it (positive Jacobian)."""
-        cols, rows = np.meshgrid(np.linspace(0, self.width, 33), np.linspace(0, self.height, 33))
-        pixels = np.stack((cols, rows), axis=-1)
-        intrinsics = self._zoomed(zoom)
-        source = self.source_pixels(intrinsics, pixels)
-        inside = bool(((source >= 0.0) & (source <= (self.width, self.height))).all())
-        step = 1e-3
-        along_x = self.source_pixels(intrinsics, pixels + np.array((step, 0.0))) - source
-        along_y = self.source_pixels(intrinsics, pixels + np.array((0.0, step))) - source
-        jacobian = along_x[..., 0] * along_y[..., 1] - along_x[..., 1] * along_y[..., 0]
-        return inside and bool((jacobian > 0.0).all())
+        with np.errstate(over="ignore", invalid="ignore"):  # coefficients that no lens has; what comes out is refused
+            cols, rows = np.meshgrid(np.linspace(0, self.width, 33), np.linspace(0, self.height, 33))
+            pixels = np.stack((cols, rows), axis=-1)
+            intrinsics = self._zoomed(zoom)
+            source = self.source_pixels(intrinsics, pixels)
+            inside = bool(((source >= 0.0) & (source <= (self.width, self.height))).all())
+            step = 1e-3
+            along_x = self.source_pixels(intrinsics, pixels + np.array((step, 0.0))) - source
+            along_y = self.source_pixels(intrinsics, pixels + np.array((0.0, step))) - source
+            jacobian = along_x[..., 0] * along_y[..., 1] - along_x[..., 1] * along_y[..., 0]
+            return inside and bool((jacobian > 0.0).all())

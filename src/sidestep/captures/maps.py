@@ -14,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
+from sidestep.captures.folders import is_file
 from sidestep.errors import SidestepError
 from sidestep.files import atomic_path
-from sidestep.images import Source, is_transparent, open_image
+from sidestep.images import Source, converted, is_transparent, open_image, upright
 
 DEPTH_UNIT = 1e-3
 _MASKS, _DEPTHS = ("masks", "mask"), ("depths", "depth")
@@ -43,7 +44,7 @@ class Maps:
     def mask(self, name: str) -> Path | None:
         """The mask of the photo images/`name`, or None."""
         own = self._scene / f"{name}.png"
-        return _find(self._masks, name) or (own if own.is_file() else None)
+        return _find(self._masks, name) or (own if is_file(own) else None)
 
     def depth(self, name: str) -> Path | None:
         """The depth map of the photo images/`name`, or None."""
@@ -72,8 +73,7 @@ class Alpha:
 
     def read_bytes(self) -> bytes:
         with open_image(self.photo) as image:
-            alpha = ImageOps.exif_transpose(image.convert("RGBA")).getchannel("A")
-        return png(alpha)
+            return png(upright(image, converted(image, "RGBA", self.photo).getchannel("A")))
 
 
 def read_mask(source: Source) -> Tensor:
@@ -83,7 +83,7 @@ def read_mask(source: Source) -> Tensor:
         SidestepError: if the file is missing, damaged or no image.
     """
     with open_image(source) as image:
-        return torch.from_numpy(np.array(image.convert("L")) > 127)
+        return torch.from_numpy(np.array(converted(image, "L", source)) > 127)
 
 
 def read_depth(source: Source) -> Tensor:
@@ -125,6 +125,6 @@ def png(image: Image.Image) -> bytes:
 def _find(folders: list[Path], name: str) -> Path | None:
     for folder in folders:
         for file in (Path(name).with_suffix(".png"), Path(f"{name}.png")):
-            if (folder / file).is_file():
+            if is_file(folder / file):
                 return folder / file
     return None

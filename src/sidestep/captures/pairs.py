@@ -1,7 +1,6 @@
 """Which frame is the reference and which the target."""
 
 import hashlib
-import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ import numpy as np
 from sidestep.captures.scene import Scene
 from sidestep.errors import SidestepError
 from sidestep.files import write_json
+from sidestep.inputs import read_json
 
 
 @dataclass(frozen=True)
@@ -87,12 +87,10 @@ def read_pairs(path: str | Path, scenes: Sequence[Scene] | None = None) -> list[
     Raises:
         SidestepError: if the file is no list of pairs, a pair is of one frame twice, or names what `scenes` lack.
     """
+    data = read_json(path)
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
         pairs = [Pair(**entry) for entry in data["pairs"]]
-    except FileNotFoundError:
-        raise SidestepError(f"{path}: no such file") from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (TypeError, KeyError) as error:
         raise SidestepError(
             f"{path}: not a list of pairs ({type(error).__name__}: {error}); write it with evaluation_pairs"
         ) from None

@@ -1,5 +1,7 @@
 """The points of a PLY file."""
 
+import io
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ from torch import Tensor
 
 from sidestep.captures.lens import Array
 from sidestep.errors import SidestepError
+from sidestep.inputs import read_bytes
 
 _TYPES = {
     "char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1", "short": "i2", "int16": "i2", "ushort": "u2",
@@ -25,12 +28,7 @@ def read_ply(path: Path, most: int) -> Tensor:
     Raises:
         SidestepError: if the file is no PLY, is cut short, or does not begin with vertices that have x, y and z.
     """
-    try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise SidestepError(f"{path}: larger than {_MOST_BYTES // 2**20} MiB; export fewer points, or remove it")
-        data = path.read_bytes()
-    except OSError as error:
-        raise SidestepError(f"{path}: cannot be read ({error.strerror})") from None
+    data = read_bytes(path, _MOST_BYTES)
     end = data.find(b"end_header", 0, _MOST_HEADER)
     start = data.find(b"\n", end) + 1
     lines = [line.split() for line in data[: max(end, 0)].decode("ascii", errors="replace").splitlines()]
@@ -43,7 +41,7 @@ def read_ply(path: Path, most: int) -> Tensor:
         row = np.dtype([(field, order + _TYPES[kind]) for _, kind, field in properties])
         if lines[0] != ["ply"] or name != "vertex" or not {"x", "y", "z"} <= set(row.names or ()) or start == 0:
             raise ValueError
-    except (StopIteration, IndexError, KeyError, ValueError):
+    except (StopIteration, IndexError, KeyError, ValueError, TypeError):
         raise SidestepError(f"{path}: not a PLY that begins with vertices of x, y and z; export it again") from None
     # The shortest row of text is a digit and a space or newline a number; the last newline may be left out.
     smallest, spare = (2 * len(properties), 1) if order == "=" else (row.itemsize, 0)
@@ -51,21 +49,23 @@ def read_ply(path: Path, most: int) -> Tensor:
         raise SidestepError(f"{path}: cut short or damaged: {count} vertices do not fit in it; export it again")
     step = max(1, -(-count // most))
     if order == "=":
-        points = _text_points(path, data[start:], row, count)[::step]
+        points = _text_points(path, data[start:], row, count, step)
     else:
         table = np.frombuffer(data, row, count, start)[::step]
         points = np.stack([table[axis].astype(np.float64) for axis in "xyz"], axis=1)
-    kept = points[np.isfinite(points).all(axis=1)]
-    return torch.from_numpy(kept.astype(np.float32))
+    with np.errstate(over="ignore"):  # what is too large for float32 is left out, too
+        single = points.astype(np.float32)
+    return torch.from_numpy(single[np.isfinite(single).all(axis=1)])
 
 
-def _text_points(path: Path, body: bytes, row: np.dtype[np.void], count: int) -> Array:
+def _text_points(path: Path, body: bytes, row: np.dtype[np.void], count: int, step: int) -> Array:
+    """Every `step`th of `count` rows of numbers; the others are passed over unread."""
     columns = [list(row.names or ()).index(axis) for axis in "xyz"]
-    lines = body.split(b"\n", count)[:count]
+    lines = itertools.islice(io.BytesIO(body), 0, count, step)
     try:
         points = np.array([[float(line.split()[column]) for column in columns] for line in lines], dtype=np.float64)
     except (ValueError, IndexError):
         raise SidestepError(f"{path}: a vertex is no row of numbers; export it again") from None
-    if len(points) < count:
+    if len(points) < -(-count // step):
         raise SidestepError(f"{path}: cut short: {len(points)} of {count} vertices; export it again")
     return points.reshape(-1, 3)

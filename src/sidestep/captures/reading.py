@@ -30,9 +30,10 @@ def read_captures(path: str | Path) -> list[Scene]:
             of a pack (`sidestep pack`).
 
     Raises:
-        SidestepError: if nothing is there, or nothing of it can be read. In a set of scenes, one that cannot be read
-            is left out with a warning that names it: one bad scene in 200,000 must not stop a run of days. Photos that
-            a scene lists but that are not there are named by a warning too, and the rest read.
+        SidestepError: if nothing is there, or nothing of it can be read. In a set of scenes, one that cannot be read,
+            or whose photos are links that lead out of it and of `path`, is left out with a warning that names it: one
+            bad scene in 200,000 must not stop a run of days. Photos that a scene lists but that are not there are named
+            by a warning too, and the rest read.
     """
     if is_pack(path):
         return read_pack(path)
@@ -43,7 +44,7 @@ def read_captures(path: str | Path) -> list[Scene]:
     places: dict[str, Path] = {}
     for folder, category in folders:
         try:
-            scene = read_scene(folder, category)
+            scene = read_scene(folder, category, None if path.is_file() else path)
         except SidestepError as error:
             if folder == path:
                 raise

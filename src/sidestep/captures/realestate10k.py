@@ -16,13 +16,14 @@ from sidestep.captures.poses import rigid
 from sidestep.captures.scene import Scene, make_frame
 from sidestep.errors import SidestepError
 from sidestep.images import SUFFIXES, stored_size
+from sidestep.inputs import open_file, read_text
 
 CAMERA_FOLDERS = ("RealEstate10K", "cameras", "poses")  # beside the frames; the first is what the archive unpacks to
 FRAME_FOLDERS = ("frames", "images", "dataset")
 SPLITS = ("train", "test", "validation", "val")
 _NUMBERS = 19  # a line
 _MOST_LINE = 4096  # bytes of the first two; they take 400
-_MOST_BYTES = 16 * 2**20  # of a file; 300 frames take 60 kB
+_MOST_BYTES = 4 * 2**20  # of a file; 300 frames take 60 kB
 
 
 def find_clips(root: Path) -> list[Path]:
@@ -56,7 +57,7 @@ def is_clip(path: Path) -> bool:
     if path.suffix != ".txt" or hidden(path):
         return False
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             address, camera = (file.readline(_MOST_LINE) for _ in range(2))
             return address.startswith((b"http://", b"https://")) and len([float(x) for x in camera.split()]) == _NUMBERS
     except (OSError, ValueError):
@@ -97,12 +98,7 @@ def read_realestate10k(path: Path, category: str | None = None) -> Scene:
 
 def _cameras(path: Path) -> list[tuple[str, int, list[float]]]:
     """("file, line n", time, the line's other numbers) of each frame, in the order of time."""
-    try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise SidestepError(f"{path}: larger than {_MOST_BYTES // 2**20} MiB, which no clip's cameras are")
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SidestepError(f"{path}: cannot be read as text ({error})") from None
+    lines = read_text(path, _MOST_BYTES).splitlines()
     cameras = {}
     for number, line in enumerate(lines[1:], start=2):
         fields = line.split()

@@ -16,6 +16,8 @@ from sidestep.captures.maps import read_depth, read_mask
 from sidestep.errors import SidestepError
 from sidestep.images import Stored, load_image, stored_size
 
+MOST_FRAMES = 100_000  # of a scene
+
 
 @dataclass(frozen=True)
 class Frame:

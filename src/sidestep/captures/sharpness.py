@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ from PIL import Image
 from torch import Tensor
 
 from sidestep.errors import SidestepError
-from sidestep.images import gradient_energy
+from sidestep.images import MAX_PIXELS, gradient_energy
+from sidestep.inputs import open_file
 
 MEASURED_AT = 640  # the longest side of the grey picture that sharpness is measured in
+# What videos come in. Of FFmpeg's other formats some are lists of further files, which it would open.
+CONTAINERS = "mov,matroska,avi,mpegts,mpeg,ogg,asf,flv,h264,hevc,m4v,mjpeg,gif"
 
 
 def sharpness(pictures: Tensor) -> Tensor:
@@ -46,9 +50,10 @@ def sharp_frames(
     best: tuple[float, int, Any] | None = None
     window = 0
     try:
-        with av.open(str(path)) as container:
+        with _opened(path) as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
+            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
             for number, frame in enumerate(_decode(path, container, stream)):
                 if progress is not None:
                     progress(min(number + 1, len(times)), len(times))
@@ -61,7 +66,9 @@ def sharp_frames(
                 value = float(sharpness(_grey(frame)))
                 if best is None or value > best[0]:
                     best = value, number, frame
-    except av.FFmpegError as error:
+    except SidestepError:
+        raise
+    except Exception as error:  # what a damaged frame is turned into fails in ways of its own
         raise _unreadable(path, error) from None
     if best is not None:
         yield _still(*best[1:])
@@ -82,18 +89,31 @@ def _decode(path: Path, container: Any, stream: Any) -> Iterator[Any]:
 def _times(path: Path) -> list[int]:
     """When each frame is shown, in the stream's unit, in the order of the file; nothing is decoded."""
     try:
-        with av.open(str(path)) as container:
+        with _opened(path) as container:
             if not container.streams.video:
                 raise SidestepError(f"{path}: holds no video; give a video or a folder of photos")
+            size = container.streams.video[0].codec_context
+            if size.width * size.height > MAX_PIXELS:
+                raise SidestepError(f"{path}: {size.width}x{size.height} pixels; scale it down first")
             packets = (packet for packet in container.demux(container.streams.video[0]) if packet.size)
             times = [_time(packet, number) for number, packet in enumerate(packets)]
     except FileNotFoundError:
         raise SidestepError(f"{path}: no such file or folder") from None
-    except av.FFmpegError as error:
+    except SidestepError:
+        raise
+    except Exception as error:  # FFmpeg's own, the system's, and what PyAV makes of a damaged header
         raise _unreadable(path, error) from None
     if not times:
         raise SidestepError(f"{path}: holds no frames; export the video again")
     return times
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    open_file(path).close()  # FFmpeg would wait for a pipe
+    options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
+    with av.open(str(path.absolute()), options=options) as container:
+        yield container
 
 
 def _unreadable(path: Path, error: Exception) -> SidestepError:

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 
 from sidestep.captures.findings import listed
 from sidestep.captures.folders import hidden, natural
 from sidestep.captures.reconstruction import Photo
 from sidestep.captures.sharpness import sharp_frames
 from sidestep.errors import SidestepError
-from sidestep.images import SUFFIXES, exif_fov, load_image
+from sidestep.images import SUFFIXES, exif_fov, exif_lens, load_image
 
 VIDEO_FRAMES = 50
 # What phones and cameras write that is not read; a folder of which a part is passed over would make a poorer scene.
@@ -138,23 +138,10 @@ def _photos(files: list[Path], progress: Callable[[int, int], None]) -> Iterator
             warnings.warn(f"left out: {error}", stacklevel=2)
             yield path.name, None, "", None
             continue
-        yield path.name, picture, _lens(path), exif_fov(path)
+        yield path.name, picture, exif_lens(path), exif_fov(path)
     progress(len(files), len(files))
 
 
 def _frames(video: Path, count: int, progress: Callable[[int, int], None]) -> Iterator[_Read]:
     for original, picture in sharp_frames(video, count, progress):
         yield original, picture, "", None
-
-
-def _lens(path: Path) -> str:
-    """What EXIF says of the camera and its focal length, "" where it says nothing."""
-    with Image.open(path) as image:
-        try:
-            exif = image.getexif()
-            more = exif.get_ifd(ExifTags.IFD.Exif)
-        except Exception:  # damaged EXIF fails in many ways and says no more than absent EXIF
-            return ""
-    tags = ExifTags.Base
-    told = (exif.get(tags.Make), exif.get(tags.Model), more.get(tags.FocalLength), more.get(tags.FocalLengthIn35mmFilm))
-    return "".join(f" {value}".rstrip("\0 ") for value in told if value is not None)

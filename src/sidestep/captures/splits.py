@@ -1,7 +1,6 @@
 """Which scene trains, validates and tests."""
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
@@ -9,6 +8,7 @@ from typing import Literal, Protocol, TypeVar
 from sidestep.captures.scene import model_name
 from sidestep.errors import SidestepError
 from sidestep.files import write_json
+from sidestep.inputs import read_json
 
 Split = Literal["train", "val", "test"]
 
@@ -126,12 +126,7 @@ def read_split(path: str | Path) -> dict[Split, list[str]]:
     Raises:
         SidestepError: if the file is no split, or a scene or model is in two.
     """
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SidestepError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise SidestepError(f"{path}: cannot be read as JSON ({error})") from None
+    data = read_json(path)
     if not isinstance(data, dict) or set(data) != set(SPLITS):
         raise SidestepError(f"{path}: not a split; expected lists of scenes under {', '.join(SPLITS)}")
     for split in SPLITS:

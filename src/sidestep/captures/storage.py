@@ -5,6 +5,7 @@ configuration files.
 """
 
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any, BinaryIO
 
 from sidestep.errors import SidestepError
 from sidestep.files import atomic_path, make_folder
+from sidestep.inputs import open_file
 
 # Two letters or more, because C:/ is a disk; and caching:: may stand before it. A Path keeps one slash of the two.
 _URL = re.compile(r"((?:\w+::)*[A-Za-z][A-Za-z0-9+.-]+):/+")
@@ -61,7 +63,7 @@ class Storage:
         """
         if isinstance(self.path, Path):
             try:
-                with open(self.path / name, "rb") as file:
+                with open_file(self.path / name) as file:
                     file.seek(start)
                     return file.read() if size is None else file.read(size)
             except (FileNotFoundError, NotADirectoryError):
@@ -76,14 +78,15 @@ class Storage:
         return data
 
     def size(self, name: str) -> int | None:
-        """A file's size in bytes, or None if it is not there.
+        """A file's size in bytes, or None if it is not there, or is none.
 
         Raises:
             SidestepError: if that cannot be found out.
         """
         try:
             if isinstance(self.path, Path):
-                return (self.path / name).stat().st_size
+                found = (self.path / name).stat()
+                return found.st_size if stat.S_ISREG(found.st_mode) else None
             with _asking(self.locate(name)):
                 system, path = _system(self.locate(name))
                 return int(system.info(path)["size"])

@@ -4,8 +4,9 @@ Its poses are camera to world in OpenGL axes (x right, y up, z backward). They a
 convention here and nowhere else.
 """
 
-import json
 import math
+from collections import ChainMap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,20 @@ import torch
 
 from sidestep.cameras import Camera
 from sidestep.captures.colmap import check_names
-from sidestep.captures.folders import COPIES, Finder, natural, within
+from sidestep.captures.folders import COPIES, Finder, is_file, natural, within
 from sidestep.captures.lens import Array, Lens
 from sidestep.captures.maps import Alpha
 from sidestep.captures.poses import rigid
-from sidestep.captures.scene import Frame, Scene, make_frame
+from sidestep.captures.scene import MOST_FRAMES, Frame, Scene, make_frame
 from sidestep.errors import SidestepError
 from sidestep.files import write_json
 from sidestep.images import stored_size
+from sidestep.inputs import read_json
 
 _FLIP = np.diag((1.0, -1.0, -1.0, 1.0))  # OpenGL camera axes <-> OpenCV camera axes
 _PERSPECTIVE = (None, "SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV")
 BLENDER_FILES = ("transforms_train.json", "transforms_val.json", "transforms_test.json")
 _SUFFIXES = ("", ".png", ".jpg", ".jpeg")  # what a photo may be listed without
-_MOST_BYTES = 256 * 2**20  # of a file; 4000 frames take 4 MB
 
 
 def read_transforms(path: str | Path, category: str | None = None) -> Scene:
@@ -89,6 +90,7 @@ def _read_frames(path: Path) -> tuple[dict[str, Frame], list[str]]:
         if not isinstance(listed, str) or not listed:
             raise SidestepError(f"{path}: frame {index} has no file_path; every frame needs a photo")
         name = listed.removeprefix("./").removeprefix("images/")
+        _refuse_far(path, name, listed)
         photo = _find_photo(finder, path.parent, listed)
         if photo is None:
             missing.append(name)
@@ -118,18 +120,22 @@ def frame_of_photo(path: str | Path, photo: Path) -> Frame | None:
 def _frame(path: Path, data: dict[str, Any], entry: dict[str, Any], name: str, photo: Path) -> Frame:
     width, height, orientation = stored_size(photo)
     shown = (height, width) if orientation >= 5 else (width, height)
-    lens = _lens(path, name, {**data, **entry}, shown)
+    lens = _lens(path, name, ChainMap(entry, data), shown)
     mask, depth = (_listed(path, name, entry.get(key)) for key in ("mask_path", "depth_file_path"))
     return make_frame(name, photo, lens, _world_to_camera(path, name, entry), path, mask or Alpha.of(photo), depth)
 
 
 def _listed(path: Path, name: str, listed: object) -> Path | None:
     """The map that a frame lists, if it is there: in the scene's folder, or beside it in the set (../masks/003.png)."""
-    if not isinstance(listed, str) or not (path.parent / listed).is_file():
+    if not isinstance(listed, str) or not is_file(path.parent / listed):
         return None
+    _refuse_far(path, name, listed)
+    return path.parent / listed
+
+
+def _refuse_far(path: Path, name: str, listed: str) -> None:
     if not within(path.parent / listed, path.parent / ".."):
         raise SidestepError(f"{path}: frame {name} lists {listed}, far from the scene's folder; move it into it")
-    return path.parent / listed
 
 
 def read_cameras(path: str | Path) -> list[Camera]:
@@ -154,7 +160,7 @@ def read_named_cameras(path: str | Path) -> list[tuple[str, Camera]]:
     for index, entry in enumerate(data["frames"]):
         name = str(entry.get("file_path", index))
         pose = torch.from_numpy(_world_to_camera(path, name, entry)).float()
-        lens = _lens(path, name, {**data, **entry}, None)
+        lens = _lens(path, name, ChainMap(entry, data), None)
         try:
             intrinsics = torch.from_numpy(lens.pinhole_intrinsics()).float()
             cameras.append((name, Camera(intrinsics, pose, lens.width, lens.height)))
@@ -207,17 +213,12 @@ def _intrinsics_entry(camera: Camera) -> dict[str, Any]:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise SidestepError(f"{path}: larger than {_MOST_BYTES // 2**20} MiB, which no list of cameras is")
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SidestepError(f"{path}: no such file") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise SidestepError(f"{path}: cannot be read as JSON ({error})") from None
+    data = read_json(path)
     frames = data.get("frames") if isinstance(data, dict) else None
     if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
         raise SidestepError(f"{path}: no list of frames in it; is it a nerfstudio or instant-ngp transforms.json?")
+    if len(frames) > MOST_FRAMES:
+        raise SidestepError(f"{path}: {len(frames):,} frames; at most {MOST_FRAMES:,} are read: divide the scene")
     result: dict[str, Any] = data
     return result
 
@@ -246,7 +247,7 @@ def _world_to_camera(path: Path, name: str, entry: dict[str, Any]) -> Array:
     return np.asarray(np.linalg.inv(camera_to_world @ _FLIP), dtype=np.float64)
 
 
-def _lens(path: Path, name: str, entry: dict[str, Any], photo_size: tuple[int, int] | None) -> Lens:
+def _lens(path: Path, name: str, entry: Mapping[str, Any], photo_size: tuple[int, int] | None) -> Lens:
     """The lens that a frame's own entries, or else the file's, describe."""
 
     def number(key: str, default: float | None = None) -> float | None:
