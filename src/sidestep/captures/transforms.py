@@ -5,6 +5,7 @@ convention here and nowhere else.
 """
 
 import math
+import os
 from collections import ChainMap
 from collections.abc import Mapping
 from pathlib import Path
@@ -202,7 +203,7 @@ def write_transforms(
 def transforms_file(path: str | Path) -> Path:
     """The transforms.json that is meant by it or by its folder."""
     path = Path(path)
-    return path / "transforms.json" if path.is_dir() else path
+    return path / "transforms.json" if os.path.isdir(path) else path
 
 
 def _intrinsics_entry(camera: Camera) -> dict[str, Any]:
