@@ -532,7 +532,9 @@ IMPORT = {
 
 TARGETS: dict[str, Target] = {
     "image": Target(
-        pictures, read_image, words=(b"\xff\xda", b"\xff\xc2", b"IDAT", b"iCCP", b"zTXt", b"\xff\xff\xff\x7f")
+        lambda: pictures()[:-1],  # the last is of floats, which no photo is
+        read_image,
+        words=(b"\xff\xda", b"\xff\xc2", b"IDAT", b"iCCP", b"zTXt", b"\xff\xff\xff\x7f"),
     ),
     "map": Target(pictures, read_map, write_maps, (b"tRNS", b"PLTE", b"IHDR")),
     "colmap-binary": Target(
