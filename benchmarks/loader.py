@@ -25,7 +25,8 @@ from table import markdown, publish, run
 
 import sidestep.loop
 from sidestep.cameras import Camera
-from sidestep.latents import FORMAT, LatentStore, plan_digest, shard_path
+from sidestep.checksums import with_checksums
+from sidestep.latents import FORMAT, LATENTS, LatentStore, plan_digest, shard_path
 from sidestep.loop import LOADERS, LoopConfig, Training
 from sidestep.training import TrainConfig, _TUNetTask
 from sidestep.trajectories import orbit
@@ -120,7 +121,7 @@ def write_store(folder: Path, scenes: int, frames: int, size: int) -> None:
         tensors |= {"intrinsics": cameras.intrinsics.repeat(len(some), 1, 1), "distance_scale": torch.ones(count)}
         tensors |= {"world_to_camera": cameras.world_to_camera.repeat(len(some), 1, 1)}
         about = {"about": json.dumps({"plan": digest, "scenes": described})}
-        save_file(tensors, shard_path(folder, index), metadata=about)
+        save_file(with_checksums(tensors, about, LATENTS), shard_path(folder, index), metadata=about)
     os.sync()
 
 

@@ -1,4 +1,4 @@
-"""What several test files need: a whole pipeline of miniature networks."""
+"""What several test files need: a pipeline of miniature networks, and a store of latents of a miniature prior."""
 
 import json
 import logging
@@ -6,6 +6,8 @@ import os
 import string
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,7 +20,9 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     )
 
 if TYPE_CHECKING:
+    from sidestep.captures import Scene
     from sidestep.pipeline import NovelViewPipeline
+    from sidestep.prior import LatentPrior
 
 
 @pytest.fixture
@@ -83,3 +87,42 @@ def make_text_parts(tmp_path_factory: pytest.TempPathFactory) -> "Callable[..., 
         return encoder, transformers.CLIPTokenizer.from_pretrained(folder)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def miniatures() -> ModuleType:
+    """The module `miniatures.py` beside this file, which brings torch."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parent)
+        import miniatures
+    return miniatures
+
+
+@pytest.fixture(scope="session")
+def prior(miniatures: ModuleType) -> "LatentPrior":
+    return miniatures.tiny_prior()
+
+
+@pytest.fixture(scope="session")
+def scenes(miniatures: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> "list[Scene]":
+    return miniatures.write_scenes(tmp_path_factory.mktemp("photos"))
+
+
+@pytest.fixture(scope="session")
+def whole(
+    miniatures: ModuleType, prior: "LatentPrior", scenes: "list[Scene]", tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A store of the scenes' latents, which no test changes."""
+    out = tmp_path_factory.mktemp("stores") / "whole"
+    miniatures.encode(prior, scenes, out)
+    return out
+
+
+@pytest.fixture
+def store_copy(miniatures: ModuleType, whole: Path, tmp_path: Path) -> Path:
+    """The same, to be changed."""
+    folder = tmp_path / "store"
+    folder.mkdir()
+    for name, data in miniatures.contents(whole).items():
+        (folder / name).write_bytes(data)
+    return folder

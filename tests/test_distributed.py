@@ -62,6 +62,9 @@ class NoisyTask:
         rows = torch.stack([torch.randn(7, generator=generator) for generator in generators])
         return {"x": rows[:, :6], "noise": 0.1 * rows[:, 6:]}
 
+    def name(self, sample: Any) -> str:
+        return f"sample {sample}"
+
     def loss(self, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
         self.steps += 1
         target = batch["x"].sum(1, keepdim=True) + batch["noise"]

@@ -1,18 +1,8 @@
-"""The making of a store of latents, with a miniature prior and scenes written for the test.
+"""The making of a store of latents, with a miniature prior and scenes written for the test."""
 
-Run as a script, this file encodes a store in processes that are killed at random moments: `test_encoding.py FOLDER`.
-"""
-
-import json
 import os
 import pickle
-import random
-import signal
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +10,9 @@ import pytest
 import safetensors.torch
 import torch
 
+import sidestep.encoding
 from sidestep.cameras import distance_scale
-from sidestep.captures import Scene, read_captures
+from sidestep.captures import read_captures
 from sidestep.captures.packing import pack_captures
 from sidestep.encoding import encode_captures
 from sidestep.errors import SidestepError
@@ -34,34 +25,7 @@ with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).parent)
     from miniatures import SETTINGS, SHARDS, contents, encode, tiny_prior, write_scenes
 
-HALF = 10_000  # bytes: more than store.json has, and fewer than a shard
 FIXTURES = Path(__file__).parent / "data" / "furniture"
-
-
-@pytest.fixture(scope="module")
-def prior() -> LatentPrior:
-    return tiny_prior()
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory) -> list[Scene]:
-    return write_scenes(tmp_path_factory.mktemp("photos"))
-
-
-@pytest.fixture(scope="module")
-def whole(prior, scenes, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("stores") / "whole"
-    encode(prior, scenes, out)
-    return out
-
-
-@pytest.fixture
-def store_copy(whole, tmp_path) -> Path:
-    folder = tmp_path / "store"
-    folder.mkdir()
-    for name, data in contents(whole).items():
-        (folder / name).write_bytes(data)
-    return folder
 
 
 def test_latents_are_those_of_a_direct_inversion_up_to_half_precision(whole, prior, scenes):
@@ -142,7 +106,9 @@ def test_a_truncated_shard_is_noticed_and_made_anew(store_copy, prior, scenes, w
         LatentStore(store_copy)
     encode(prior, scenes, store_copy)
     assert contents(store_copy) == contents(whole)
-    assert str(shard) in caplog.text
+    assert f"{shard}: damaged" in caplog.text
+    assert caplog.text.count("making it anew") == 1
+    assert "delete" not in caplog.text
 
 
 def test_an_incomplete_store_is_refused(store_copy, prior, scenes, whole):
@@ -175,6 +141,53 @@ def test_a_store_of_something_else_is_refused_and_kept(store_copy, prior, scenes
     with pytest.raises(SidestepError, match=f"^{store_copy}: holds latents of {told}.*another folder"):
         encode(change.get("prior", prior), used, store_copy, change.get("settings", SETTINGS))
     assert contents(store_copy) == contents(whole)
+
+
+def test_two_first_runs_with_different_settings_do_not_mix(prior, scenes, whole, tmp_path, monkeypatch):
+    out, plans = tmp_path / "store", []
+    read = sidestep.encoding.read_plan
+
+    def read_plan(folder):
+        plan = read(folder)
+        plans.append(plan)
+        if len(plans) == 2:  # this run has seen no store, and will write one
+            encode(prior, scenes, out)
+        return plan
+
+    monkeypatch.setattr(sidestep.encoding, "read_plan", read_plan)
+    with pytest.raises(SidestepError, match=rf"^{out}: holds latents of another t star \(600, not 500\)"):
+        encode(prior, scenes, out, replace(SETTINGS, t_star=500))
+    assert plans[:2] == [None, None]
+    assert contents(out) == contents(whole)
+
+
+def test_a_whole_shard_of_another_store_is_not_overwritten(store_copy, prior, scenes, tmp_path):
+    other = tmp_path / "other"
+    encode(prior, scenes, other, replace(SETTINGS, t_star=500))
+    shard = store_copy / "shard-00001.safetensors"
+    shard.write_bytes((other / shard.name).read_bytes())
+    before = contents(store_copy)
+    for work in (lambda: encode(prior, scenes, store_copy), lambda: LatentStore(store_copy)):
+        with pytest.raises(SidestepError, match=f"^{shard}: of a store of other scenes, .*another folder"):
+            work()
+    assert contents(store_copy) == before
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e6])
+def test_latents_that_half_precision_cannot_hold_are_not_stored(prior, scenes, tmp_path, monkeypatch, value):
+    encoded = LatentPrior.encode
+
+    def encode_some(self, images):
+        latents = encoded(self, images)
+        latents[-1, 0, 3, 4] = value
+        return latents
+
+    monkeypatch.setattr(LatentPrior, "encode", encode_some)
+    scene = sorted(scenes, key=lambda scene: scene.id)[0]
+    told = rf"^{scene.frames[1].path}: its latents hold numbers .*too large for half precision \(\d of \d+ frames"
+    with pytest.raises(SidestepError, match=told):
+        encode(prior, scenes, tmp_path / "store")
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["store.json"]
 
 
 def test_a_prior_that_moved_is_the_same_prior(store_copy, prior, scenes):
@@ -289,72 +302,3 @@ def test_captured_scenes_are_encoded(prior, tmp_path):
         seen = (depth > 0) & (pixels >= 0).all(-1) & (pixels <= 32).all(-1)
         assert float(depth[seen].median()) == pytest.approx(1, rel=1e-4)
     assert store.latents(stored, range(len(stored.frames))).mean.isfinite().all()
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
-def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(tmp_path, whole, scenes):
-    script = subprocess.run([sys.executable, __file__, str(tmp_path)], capture_output=True, text=True)
-    ends = json.loads(script.stdout)
-    full, (killed, left), *ends = ends
-    first = tmp_path / "store" / "shard-00000.safetensors"
-    assert full == f"{first}: cannot be written (File too large); free some space and run the same command again"
-    assert [killed, left] == [signal.SIGXFSZ, 1], script.stderr
-    assert [end for end, _ in ends] == [signal.SIGKILL] * 3, script.stderr
-    assert any(0 < shards < SHARDS for _, shards in ends)
-    # The script's photos lie elsewhere, but the store knows them by name alone.
-    assert {path.name: path.read_bytes() for path in (tmp_path / "store").iterdir()} == contents(whole)
-
-
-def _encode_and_be_killed(folder: Path) -> None:
-    (folder / "photos").mkdir()
-    scenes, prior, out = write_scenes(folder / "photos"), tiny_prior(), folder / "store"
-    predict = prior.predict_noise
-
-    def slowly(*args, **kwargs):  # a fifth of a second and more for each of the first two shards
-        time.sleep(0.02)
-        return predict(*args, **kwargs)
-
-    prior.predict_noise = slowly
-    ends = [*_write_too_much(lambda: encode(prior, scenes, out), out)]
-    for shards in (0, 0, 1):
-        child = os.fork()
-        if child == 0:
-            encode(prior, scenes, out)
-            os._exit(0)
-        while len(list(out.glob("shard-*"))) < shards:
-            time.sleep(0.001)
-        time.sleep(random.uniform(0, 0.2))
-        os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        ends.append([os.WTERMSIG(status), len(list(out.glob("shard-*")))])
-    prior.predict_noise = predict
-    encode(prior, scenes, out)
-    print(json.dumps(ends))
-
-
-def _write_too_much(work: Callable[[], object], out: Path) -> tuple[str, tuple[int, int]]:
-    """What is told where a shard is larger than a file may be; how a process ends that is killed in writing one, and
-    how many begun files it leaves."""
-    import resource
-
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (HALF, before[1]))
-    told = ""
-    try:
-        work()
-    except SidestepError as error:
-        told = str(error)
-    assert [path.name for path in out.iterdir()] == ["store.json"]
-    child = os.fork()
-    if child == 0:
-        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-        work()
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    return told, (os.WTERMSIG(status), len(list(out.glob(".shard*/*"))))
-
-
-if __name__ == "__main__":
-    _encode_and_be_killed(Path(sys.argv[1]))

@@ -3,6 +3,7 @@
 Run as a script, this file writes tensors in the folder given to it, in processes that may write no large files.
 """
 
+import errno
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from sidestep.errors import SidestepError
-from sidestep.files import atomic_path, make_folder, save_tensors, sweep, write_json
+from sidestep.files import alone, atomic_path, make_folder, save_tensors, sweep, write_json
 
 
 class Stop(Exception):
@@ -116,6 +117,46 @@ def test_json_is_read_back_and_a_failure_keeps_the_old(tmp_path):
         write_json(path, {"scenes": object()})
     assert json.loads(path.read_text(encoding="utf-8"))["t"] == 600
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_of_two_writers_that_replace_nothing_one_succeeds(tmp_path, monkeypatch, has_links):
+    def refuse(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    if not has_links:
+        monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "store.json"
+    write_json(path, "first", replace=False)
+    with pytest.raises(FileExistsError):
+        write_json(path, "second", replace=False)
+    assert json.loads(path.read_text()) == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_lock_keeps_others_out_while_it_is_held_and_leaves_nothing(tmp_path):
+    lock = tmp_path / ".lock"
+    lock.write_text("of a process that was killed")
+    busy = "somebody is at it"
+    for _ in range(2):
+        with alone(lock, busy), pytest.raises(SidestepError, match=f"^{busy}$"), alone(lock, busy):
+            pass
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_folder_that_this_user_may_not_write_to_is_told_in_one_line(tmp_path):
+    tmp_path.chmod(0o555)
+    user = os.geteuid()
+    try:
+        if user == 0:  # who may write everywhere
+            os.seteuid(65534)
+        path = tmp_path / "new" / "a.json"
+        with pytest.raises(SidestepError, match=rf"^{path}: cannot be written \(Permission denied\); see to that"):
+            write_json(path, {})
+    finally:
+        os.seteuid(user)
+        tmp_path.chmod(0o755)
 
 
 def test_a_folder_is_made_and_left_as_it_was(tmp_path):

@@ -1,48 +1,24 @@
 """Reading a store of latents."""
 
 import json
+import random
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from sidestep.cameras import Camera, elevations
-from sidestep.captures import Scene
+from sidestep.checksums import DIGEST, ROWS, with_checksums
 from sidestep.errors import SidestepError
-from sidestep.latents import LatentStore
-from sidestep.prior import LatentPrior
+from sidestep.latents import TENSORS, LatentStore, find_damage
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).parent)
-    from miniatures import SETTINGS, contents, encode, tiny_prior, write_scenes
-
-
-@pytest.fixture(scope="module")
-def prior() -> LatentPrior:
-    return tiny_prior()
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory) -> list[Scene]:
-    return write_scenes(tmp_path_factory.mktemp("photos"))
-
-
-@pytest.fixture(scope="module")
-def whole(prior, scenes, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("stores") / "whole"
-    encode(prior, scenes, out)
-    return out
-
-
-@pytest.fixture
-def store_copy(whole, tmp_path) -> Path:
-    folder = tmp_path / "store"
-    folder.mkdir()
-    for name, data in contents(whole).items():
-        (folder / name).write_bytes(data)
-    return folder
+    from miniatures import SETTINGS, SHARDS
 
 
 def test_the_store_says_what_it_was_made_of(whole, prior, scenes):
@@ -94,22 +70,92 @@ def test_reading_a_row_does_not_read_the_shard(store_copy):
     shard = store_copy / "shard-00000.safetensors"
     with safe_open(shard, framework="pt") as file:
         metadata = file.metadata()
-        others = {name: file.get_tensor(name) for name in file.keys() if name != "mean"}  # noqa: SIM118
+        others = {name: file.get_tensor(name) for name in TENSORS if name != "mean"}
     rows = 2**29 // (4 * 16 * 16)
-    sizes = {"mean": ("F16", [rows, 4, 16, 16], 2**30)}
-    for name, tensor in others.items():
-        kind = "F16" if tensor.dtype == torch.float16 else "F32"
-        sizes[name] = (kind, list(tensor.shape), tensor.numel() * tensor.element_size())
-    header, offset = {"__metadata__": metadata}, 0
-    for name, (kind, shape, size) in sizes.items():
-        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [offset, offset + size]}
+    zeros = torch.zeros(1, 4, 16, 16, dtype=torch.float16)
+    row = with_checksums({"mean": zeros}, {}, ["mean"])[ROWS + "mean"]
+    tensors = {**others, "mean": zeros.expand(rows, 4, 16, 16), ROWS + "mean": row.expand(rows).contiguous()}
+    # What the mean is does not matter to the digest, whose rows have checksums of their own.
+    tensors[DIGEST] = with_checksums(tensors, metadata)[DIGEST]
+    kinds = {torch.float16: "F16", torch.float32: "F32", torch.int64: "I64", torch.uint8: "U8"}
+    header, data = {"__metadata__": metadata}, []
+    offset = 0
+    for name in sorted(tensors, key=lambda name: name == "mean"):  # the hole is the end
+        tensor = tensors[name]
+        size = tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": kinds[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, offset + size]
+        }  # fmt: skip
         offset += size
+        if name != "mean":
+            data.append(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with shard.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(len(text).to_bytes(8, "little") + text + b"".join(data))
         file.truncate(8 + len(text) + offset)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     store = LatentStore(store_copy)
     assert float(store.mean(store.scenes[0], 1).abs().max()) == 0
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # in KiB
+
+
+def flip(path: Path, bit: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(data)
+
+
+def read_all(folder: Path) -> list[torch.Tensor]:
+    store = LatentStore(folder)
+    return [store.rows(name, scene, range(len(scene.frames))) for scene in store.scenes for name in TENSORS]
+
+
+def test_no_flipped_bit_of_a_shard_is_read_as_good(store_copy, whole):
+    shard = store_copy / "shard-00001.safetensors"
+    data, good = shard.read_bytes(), read_all(whole)
+    header = 8 + int.from_bytes(data[:8], "little")
+    rng = random.Random(0)
+    for start, end in 60 * [(0, header), (header, len(data))]:
+        shard.write_bytes(data)
+        flip(shard, rng.randrange(8 * start, 8 * end))
+        with suppress(SidestepError):
+            found = read_all(store_copy)
+            # White space between the header and the numbers.
+            assert start == 0
+            assert all(map(torch.equal, found, good))
+
+
+def test_a_flipped_bit_of_a_latent_is_named_by_its_frame_and_by_a_look_at_the_whole(store_copy, whole):
+    store = LatentStore(store_copy)
+    scene = store.scenes[2]
+    shard = store_copy / "shard-00001.safetensors"
+    with safe_open(shard, framework="pt") as file:
+        row = file.get_tensor("noise")[1].numpy().tobytes()
+    flip(shard, 8 * (shard.read_bytes().index(row) + 77))
+    store = LatentStore(store_copy)  # whose rows are looked at when they are read
+    assert torch.equal(store.mean(scene, 1), LatentStore(whole).mean(scene, 1))
+    store.latents(scene, [0, 2])
+    frame = f"the noise of {scene.frames[1]} of scene {scene.id}"
+    with pytest.raises(
+        SidestepError, match=rf"^{shard}: damaged \({frame}\); delete it and run `sidestep encode` again"
+    ):
+        store.latents(scene, [0, 1])
+    (store_copy / "shard-00002.safetensors").unlink()
+    told = []
+    size, faults = find_damage(store_copy, lambda *counts: told.append(counts))
+    assert told == [(done, SHARDS) for done in (1, 2, 3)]
+    assert size == sum(path.stat().st_size for path in store_copy.glob("shard-*"))
+    assert [fault.split(";")[0] for fault in faults] == [
+        f"{shard}: damaged (the noise in row 1)", f"{store_copy}: incomplete, shard 3 of 3 is missing",
+    ]  # fmt: skip
+    assert find_damage(whole) == (sum(path.stat().st_size for path in whole.glob("shard-*")), [])
+
+
+def test_a_shard_of_an_earlier_version_is_read(store_copy, whole):
+    for shard in store_copy.glob("shard-*"):
+        with safe_open(shard, framework="pt") as file:
+            tensors = {name: file.get_tensor(name).clone() for name in TENSORS}
+            metadata = file.metadata()
+        save_file(tensors, shard, metadata=metadata)
+    assert all(map(torch.equal, read_all(store_copy), read_all(whole)))

@@ -60,10 +60,13 @@ class LineTask:
         generator = torch.Generator().manual_seed(sum(samples))
         return {"x": torch.randn(4, self.width, generator=generator), "samples": torch.tensor(samples)}
 
+    def name(self, sample):
+        return f"sample {sample}"
+
     def loss(self, model, batch):
         self.before_loss(len(self.seen))
         self.seen.append(batch["samples"].tolist())
-        noise = 0.1 * torch.randn(4, 1)
+        noise = 0.1 * torch.randn(len(batch["x"]), 1)
         target = batch["x"].sum(1, keepdim=True) + noise
         return torch.nn.functional.mse_loss(model(batch["x"]), target), {"noise": float(noise.mean())}
 
@@ -303,8 +306,14 @@ def damaged(path, how: str) -> None:
         path.write_bytes(b"")
     elif how == "no safetensors":
         path.write_bytes(b"hello" * 100)
+    elif how == "a bit":
+        path.write_bytes(data[:-200] + bytes([data[-200] ^ 1]) + data[-199:])
+    elif how == "a bit of the step":
+        path.write_bytes(data.replace(b'"step":"23"', b'"step":"22"'))
+        assert path.read_bytes() != data
     else:
         tensors = load_file(path)
+        del tensors["sha256"]  # else all of these were found by it
         name = "exp_avg/1.bias"
         if how == "a tensor less":
             del tensors[name]
@@ -317,7 +326,17 @@ def damaged(path, how: str) -> None:
 
 @pytest.mark.parametrize(
     "how",
-    ["truncated", "empty", "no safetensors", "a tensor less", "a tensor more", "another shape", "no step"],
+    [
+        "truncated",
+        "empty",
+        "no safetensors",
+        "a tensor less",
+        "a tensor more",
+        "another shape",
+        "no step",
+        "a bit",
+        "a bit of the step",
+    ],
 )
 def test_a_damaged_checkpoint_is_refused_by_name_and_kept(tmp_path, uninterrupted, how):
     path = tmp_path / "checkpoint.safetensors"
@@ -330,6 +349,17 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_kept(tmp_path, uninterrupte
     assert "\n" not in str(error.value)
     assert task.seen == []
     assert path.read_bytes() == before
+
+
+def test_a_checkpoint_of_an_earlier_version_is_taken_up(tmp_path, uninterrupted):
+    run = tmp_path / "run"
+    interrupted(run)
+    path = run / "checkpoint.safetensors"
+    tensors = load_file(path)
+    del tensors["sha256"]
+    save_file(tensors, path, metadata={"step": "10"})
+    fit(LineTask(), config(), run)
+    assert_same_end(run, uninterrupted)
 
 
 def test_a_checkpoint_of_another_network_is_refused_by_name(tmp_path, uninterrupted):
@@ -355,14 +385,64 @@ class Diverging(LineTask):
 
 
 @pytest.mark.parametrize("what", ["nan", "inf", "gradient"])
-def test_divergence_stops_the_run_with_its_step_and_keeps_the_good_checkpoint(tmp_path, what):
+def test_divergence_stops_the_run_with_its_samples_and_keeps_the_good_checkpoint(tmp_path, what):
     task = Diverging(what)
-    with pytest.raises(SidestepError, match=r"^run: .*step 12 .*lower learning_rate"):
+    names = ", ".join(f"sample {sample}" for sample in task.draw(12))
+    with pytest.raises(SidestepError, match=rf"^run: .*step 12 \(seed 0\), with {names}: lower learning_rate"):
         fit(task, config(save_every=1), tmp_path / "run")
     with safe_open(tmp_path / "run" / "checkpoint.safetensors", framework="pt") as file:
         assert file.metadata()["step"] == "12"
         assert all(bool(file.get_tensor(name).isfinite().all()) for name in file.keys())  # noqa: SIM118
     assert bool(task.model[0].weight.isfinite().all())
+
+
+class Faulty(LineTask):
+    """One of the samples of step 12 brings a number that is not finite, or has no finite loss."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+        self.faulty = self.draw(12)[2]
+
+    def collate(self, samples):
+        batch = super().collate(samples)
+        if self.what == "input":
+            batch["x"][batch["samples"] == self.faulty, 1] = float("inf")
+        return batch
+
+    def loss(self, model, batch):
+        loss, figures = super().loss(model, batch)
+        return (float("nan") * loss if self.what == "loss" and self.faulty in batch["samples"] else loss), figures
+
+
+@pytest.mark.parametrize(
+    ("what", "told"), [("input", "with numbers that are not finite in"), ("loss", "with no finite loss of")]
+)
+def test_the_sample_at_fault_is_named_alone(tmp_path, what, told):
+    task = Faulty(what)
+    with pytest.raises(SidestepError, match=rf"step 12 .*, {told} sample {task.faulty}: look at what .*made of"):
+        fit(task, config(), tmp_path / "run")
+
+
+def test_fp16_that_overflows_at_every_scale_stops_the_run(tmp_path, scaled):
+    task = Overflowing(*range(STEPS))
+    with pytest.raises(SidestepError, match=r"^run: .*gradient's norm nan at step 9 .*precision=fp32"):
+        fit(task, config(), tmp_path / "run")  # 256 halved nine times is below 1
+
+
+def test_deterministic_algorithms_are_taken_where_that_is_asked_for_and_give_the_same_bits(tmp_path):
+    asked = []
+
+    def train(run, **options):
+        task = LineTask(before_loss=lambda step: asked.append(torch.are_deterministic_algorithms_enabled()))
+        fit(task, config(**options), tmp_path / run)
+        return (tmp_path / run / "checkpoint.safetensors").read_bytes()
+
+    assert train("first", deterministic=True) == train("second", deterministic=True)
+    assert set(asked) == {True}
+    assert not torch.are_deterministic_algorithms_enabled()
+    train("third")
+    assert asked[-1] is False
 
 
 def test_long_gradients_are_clipped(tmp_path):
@@ -384,6 +464,51 @@ def test_long_gradients_are_clipped(tmp_path):
         patch.setattr(torch.optim.AdamW, "step", record)
         fit(task, config(steps=3, clip_norm=0.5), tmp_path / "run")
     assert lengths == pytest.approx([0.5] * 3, rel=1e-3)
+
+
+def lines(run):
+    """Those of metrics.jsonl, without the time that they took."""
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in found]
+
+
+def test_what_a_killed_run_logged_and_lost_stands_once_in_the_end(tmp_path, uninterrupted):
+    run = tmp_path / "run"
+    with pytest.raises(Stop):
+        fit(LineTask(before_loss=stop_at(22)), config(save_every=15), run)
+    assert [line["step"] for line in lines(run)] == [10, 20, 20]
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 21, "lo')  # where it was killed
+    fit(LineTask(), config(save_every=15), run)
+    assert lines(run) == lines(uninterrupted[0])
+
+
+@pytest.mark.parametrize("step", [10, STEPS])
+def test_a_validation_that_a_killed_run_did_not_come_to_is_made_up_for(tmp_path, uninterrupted, step):
+    run = tmp_path / "run"
+    task = LineTask()
+    validate, task.validate = task.validate, lambda model: None if len(task.seen) == step else validate(model)
+    with pytest.raises(TypeError):
+        fit(task, config(), run)
+    task = LineTask()
+    fit(task, config(), run)
+    assert lines(run) == lines(uninterrupted[0])
+    assert len(task.validated) == (3 if step == 10 else 1)
+    assert_same_end(run, uninterrupted)
+
+
+def test_two_runs_in_one_folder_do_not_meet(tmp_path, uninterrupted):
+    run = tmp_path / "run"
+
+    class BeginsAnother(LineTask):
+        def validate(self, model):
+            with pytest.raises(SidestepError, match=f"^{run}: another process trains in it; wait"):
+                fit(LineTask(), config(), run)
+            return super().validate(model)
+
+    fit(BeginsAnother(), config(), run)
+    assert_same_end(run, uninterrupted)
+    assert not list(run.glob(".*"))
 
 
 @settings

@@ -242,7 +242,7 @@ def test_a_split_without_pictures_is_refused(
 def test_samples_of_the_autoencoder_are_crops_some_of_them_mirrored(finished: PretrainConfig) -> None:
     pictures = pictures_by_split(finished.data)
     task = AutoencoderTask(build_autoencoder(finished.autoencoder), pictures, finished)
-    place = Sample(picture=2, size=32, down=3 / 16, across=5 / 16, mirrored=False)
+    place = Sample(picture=2, size=32, down=3 / 16, across=5 / 16, mirrored=False, flipped=False, seed=0)
     batch = task.collate([place, place._replace(mirrored=True)])["images"]
     wanted = to_tensor(resize_and_crop(load_image(pictures["train"][2]), 32))[:, 3:19, 5:21]
     assert torch.equal(batch[0], wanted)
@@ -272,7 +272,9 @@ def test_photographs_are_cropped_at_any_size_and_place(finished: PretrainConfig,
     Image.fromarray(np.stack([x, y, 0 * x], axis=-1).astype(np.uint8)).save(photographs["train"][1])
     task = AutoencoderTask(build_autoencoder(config.autoencoder), captured, config, photographs)
     first = len(captured["train"])
-    batch = task.collate([Sample(first + 1, 64, 1, 1, False), Sample(first + 1, 32, 0, 0, True)])["images"]
+    batch = task.collate([Sample(first + 1, 64, 1, 1, False, False, 0), Sample(first + 1, 32, 0, 0, True, False, 0)])[
+        "images"
+    ]
     small, large = ((batch + 1) * 127.5).unbind()
     assert small.shape == large.shape == (3, 16, 16)
     assert small[:2, 8, 8].tolist() == pytest.approx([2 * (80 + 8), 2 * (48 + 8)], abs=1.5)  # 16 of 64 rows
@@ -350,7 +352,8 @@ def test_a_mirrored_latent_must_decode_to_the_mirrored_picture(finished: Pretrai
 def unet_task(config: PretrainConfig, latents: torch.Tensor, **options: Any) -> Any:
     config = replace(config, unet=replace(config.unet, **options))
     vae = build_autoencoder(config.autoencoder)
-    return UNetTask(build_unet(config.unet, 4, 4), vae, {"train": latents, "val": latents}, config)
+    pictures = pictures_by_split(config.data)
+    return UNetTask(build_unet(config.unet, 4, 4), vae, {"train": latents, "val": latents}, config, pictures, None)
 
 
 def test_samples_of_the_unet_cover_every_timestep(finished: PretrainConfig) -> None:
@@ -363,7 +366,7 @@ def test_samples_of_the_unet_cover_every_timestep(finished: PretrainConfig) -> N
     assert timesteps.max() > 990
     assert {sample.latent for sample in samples} == set(range(10))
     assert np.mean([sample.mirrored for sample in samples]) == pytest.approx(0.5, abs=0.03)
-    batch = task.collate([NoisySample(3, 100, False), NoisySample(3, 999, True)])
+    batch = task.collate([NoisySample(3, 100, False, 0), NoisySample(3, 999, True, 0)])
     assert batch["timesteps"].tolist() == [100, 999]
     assert torch.equal(batch["latents"], torch.stack([latents[3], latents[3].flip(-1)]).float())
 
@@ -371,7 +374,12 @@ def test_samples_of_the_unet_cover_every_timestep(finished: PretrainConfig) -> N
 def test_samples_of_the_unet_mix_captures_and_photographs(finished: PretrainConfig) -> None:
     config = replace(finished, unet=replace(finished.unet, batch_size=50))
     latents = {"train": torch.zeros(10, 4, 4, 4), "train_photographs": torch.ones(30, 4, 4, 4)}
-    task = UNetTask(build_unet(config.unet, 4, 4), build_autoencoder(config.autoencoder), latents, config)
+    captured = pictures_by_split(config.data)
+    photographs = {"train": [config.data / "photograph.png"]}
+    networks = build_unet(config.unet, 4, 4), build_autoencoder(config.autoencoder)
+    task = UNetTask(*networks, latents, config, captured, photographs)
+    for index, shown in ((3, captured["train"][3]), (12, photographs["train"][0])):
+        assert task.name(NoisySample(index, 77, False, 0)) == f"{shown} (timestep 77)"
     drawn = [sample.latent for step in range(100) for sample in task.draw(step)]
     assert set(drawn) == set(range(40))
     batches = torch.cat([task.collate(task.draw(step))["latents"] for step in range(100)])
@@ -393,7 +401,9 @@ def test_the_unet_learns_what_its_schedule_says(finished: PretrainConfig, predic
             return self
 
     assert task.prior().prediction_type == prediction_type
-    assert float(task.loss(Answer(), task.collate([NoisySample(0, 50, False), NoisySample(1, 900, True)]))[0]) < 1e-8
+    assert (
+        float(task.loss(Answer(), task.collate([NoisySample(0, 50, False, 0), NoisySample(1, 900, True, 0)]))[0]) < 1e-8
+    )
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
@@ -416,7 +426,7 @@ def test_min_snr_weighs_the_error_of_the_clean_latent(finished: PretrainConfig, 
                 return self
 
         model = Wrong()
-        loss = float(task.loss(model, task.collate([NoisySample(0, timestep, False)]))[0])
+        loss = float(task.loss(model, task.collate([NoisySample(0, timestep, False, 0)]))[0])
         assert loss == pytest.approx(float(model.error * min(float(a / (1 - a)), 5.0)), rel=1e-3)
     assert alphas[50] / (1 - alphas[50]) > 5 > alphas[400] / (1 - alphas[400])
 

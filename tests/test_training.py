@@ -137,6 +137,22 @@ def test_a_steps_samples_depend_on_the_seed_and_the_step_alone(config: TrainConf
     assert task_of(replace(config, seed=1)).draw(0) != expected[0]
 
 
+def test_a_sample_is_named_by_its_scene_and_frames(config: TrainConfig) -> None:
+    assert task_of(config).name((1, 3, 11, False, True)) == "table/b (b-03.png to b-11.png)"
+
+
+def test_a_network_that_half_precision_cannot_hold_is_not_written(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def grow(task: Any, *_: Any) -> None:
+        next(task.model.parameters()).data.fill_(1e5)
+
+    monkeypatch.setattr(sidestep.training, "fit", grow)
+    with pytest.raises(SidestepError, match=f"^{config.out}: the weight .* is not finite in half precision"):
+        train(config)
+    assert not (config.out / "model").exists()
+
+
 def test_any_two_frames_may_be_a_pair(config: TrainConfig) -> None:
     config.pairs = "any"
     task = task_of(config)

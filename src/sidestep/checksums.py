@@ -40,7 +40,7 @@ def with_checksums(
 
 def row_checksum(row: Tensor) -> int:
     """CRC-32 of a row's bytes."""
-    return zlib.crc32(_bytes(row))
+    return zlib.crc32(bytes_of(row))
 
 
 def are_intact(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bool:
@@ -66,9 +66,10 @@ def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         if ROWS + name not in tensors:
-            digest.update(_bytes(tensor))
+            digest.update(bytes_of(tensor))
     return digest.digest()
 
 
-def _bytes(tensor: Tensor) -> Any:
-    return tensor.contiguous().flatten().view(torch.uint8).numpy()
+def bytes_of(tensor: Tensor) -> Any:
+    """A tensor's bytes, on the CPU, not copied where they lie in a row there."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()

@@ -99,6 +99,23 @@ def hold_in_half(network: Any) -> None:
         compute_in(network, torch.float32, torch.float16)
 
 
+def halve(network: torch.nn.Module, name: str) -> None:
+    """Takes a network's weights to half precision, in place.
+
+    Args:
+        name: of what is written, for the error.
+
+    Raises:
+        SidestepError: if a weight is too large for it, or no number.
+    """
+    network.half()
+    for key, weight in network.named_parameters():
+        if not bool(weight.isfinite().all()):
+            raise SidestepError(
+                f"{name}: the weight {key} is not finite in half precision; train with a lower learning_rate"
+            )
+
+
 def memory_format(device: torch.device) -> torch.memory_format:
     """How the weights of convolutions lie in memory where they run fastest: channels last on CPUs and CUDA devices."""
     return torch.channels_last if device.type in ("cpu", "cuda") else torch.contiguous_format

@@ -22,10 +22,10 @@ from torch import Tensor
 from sidestep.cameras import Camera, distance_scale, elevations
 from sidestep.captures import Frame, Scene
 from sidestep.errors import SidestepError
-from sidestep.files import save_tensors, sweep, write_json
+from sidestep.files import make_folder, save_tensors, sweep, write_json
 from sidestep.images import resize_and_crop, to_tensor
 from sidestep.inversion import InversionSettings, invert
-from sidestep.latents import FORMAT, DamagedShard, open_shard, plan_digest, read_plan, shard_path
+from sidestep.latents import FORMAT, LATENTS, DamagedShard, is_whole, open_shard, plan_digest, read_plan, shard_path
 from sidestep.prior import LatentPrior
 
 logger = logging.getLogger(__name__)
@@ -104,29 +104,35 @@ def encode_captures(
         How many frames the part has.
 
     Raises:
-        SidestepError: if `out` holds a store of another prior, other settings or other scenes, or a photo is damaged.
+        SidestepError: if `out` holds a store of another prior, other settings or other scenes, or cannot be written to;
+            if a photo is damaged, or has latents that are not finite.
     """
     own = part_of(part)
     out = Path(out).absolute()
     plan, runs = store_plan(prior, scenes, out, settings, prior_name, scenes_per_shard)
     if read_plan(out) is None:
-        # Not there: another process wrote it meanwhile, and swept.
-        with suppress(FileNotFoundError):
-            write_json(out / "store.json", plan)
+        make_folder(out)
+        # Another process wrote it meanwhile, and may have swept this one's.
+        with suppress(FileExistsError, FileNotFoundError):
+            write_json(out / "store.json", plan, replace=False)
         _refuse_stale(out, read_plan(out) or plan, plan)
     job = Job(str(plan["prior"]), prior.fingerprint(), settings, batch_size, plan_digest(plan))
     shards = [Shard(shard_path(out, index), tuple(run)) for index, run in enumerate(runs)][own]
-    whole = {shard.file.name for shard in shards if _is_whole(shard.file, job.digest)}
+    missing = [shard for shard in shards if not _is_there(shard, job)]
+    whole = {shard.file.name for shard in shards} - {shard.file.name for shard in missing}
     sweep(out, {"store.json", *whole})
-    missing = [shard for shard in shards if shard.file.name not in whole]
     total = sum(len(shard.frames) for shard in shards)
     done = total - sum(len(shard.frames) for shard in missing)
     if progress is not None:
         progress(done, total)
-    for shard in engine(prior, job, missing) if missing else ():
+    if not missing:
+        return total
+    make_folder(out)
+    for shard in engine(prior, job, missing):
         done += len(shard.frames)
         if progress is not None:
             progress(done, total)
+    sweep(out, {shard.file.name for shard in missing})
     return total
 
 
@@ -177,11 +183,10 @@ def make_shard(prior: LatentPrior, job: Job, shard: Shard) -> None:
     """Inverts the frames of one shard and writes its file, unless it is there whole.
 
     Raises:
-        SidestepError: if a photo is damaged, or the file cannot be written.
+        SidestepError: if a photo is damaged, its latents are not finite, or the file cannot be written.
     """
-    if not _is_whole(shard.file, job.digest):
+    if not is_whole(shard.file, job.digest):
         _write(prior, job, shard)
-    sweep(shard.file.parent, {shard.file.name})
 
 
 def _write(prior: LatentPrior, job: Job, shard: Shard) -> None:
@@ -190,10 +195,10 @@ def _write(prior: LatentPrior, job: Job, shard: Shard) -> None:
     # One entry, because safetensors writes several in no fixed order, and a shard has fixed bytes.
     about = {"about": json.dumps({"plan": job.digest, "scenes": described})}
     try:
-        save_tensors(shard.file, {"mean": mean, "noise": noise, **tensors}, about)
+        save_tensors(shard.file, {"mean": mean, "noise": noise, **tensors}, about, by_row=LATENTS)
     except SidestepError:
         # Another process may have made the same shard meanwhile, and swept this one's temporary file away.
-        if not _is_whole(shard.file, job.digest):
+        if not is_whole(shard.file, job.digest):
             raise
 
 
@@ -217,7 +222,16 @@ def _invert(prior: LatentPrior, job: Job, frames: Sequence[Frame]) -> tuple[Tens
         inverted = invert(prior, prior.encode(images), job.settings.grid, job.settings.timestep)
         means.append(inverted.mean.half().cpu())
         noises.append(inverted.noise.half().cpu())
-    return torch.cat(means).contiguous(), torch.cat(noises).contiguous()
+    mean, noise = torch.cat(means).contiguous(), torch.cat(noises).contiguous()
+    finite = (mean.isfinite() & noise.isfinite()).flatten(1).all(1).tolist()
+    if not all(finite):
+        faulty = [frame for frame, good in zip(frames, finite, strict=True) if not good]
+        raise SidestepError(
+            f"{faulty[0].path}: its latents hold numbers that are not finite, or too large for half precision "
+            f"({len(faulty)} of {len(frames)} frames of its shard); the prior overflows: encode on another device "
+            "(--device cpu computes in a wider range), or with another prior"
+        )
+    return mean, noise
 
 
 def read_photos(frames: Sequence[Frame], size: int) -> Tensor:
@@ -263,18 +277,18 @@ def _describe(scenes: Sequence[Scene], size: int) -> tuple[dict[str, Tensor], li
     return {**tensors, "distance_scale": torch.tensor(scales)}, described
 
 
-def _is_whole(file: Path, digest: str) -> bool:
-    """Whether a shard is there and needs not be made.
+def _is_there(shard: Shard, job: Job) -> bool:
+    """Whether a shard needs not be made; warns of one that is damaged.
 
     Raises:
-        SidestepError: if this user may not read it.
+        SidestepError: if it is another store's, or this user may not read it.
     """
-    if not file.exists():
+    if not shard.file.exists():
         return False
     try:
-        open_shard(file, digest)
+        open_shard(shard.file, job.digest)
     except DamagedShard as error:
-        logger.warning("%s; making it anew", error)
+        logger.warning("%s; making it anew", error.fault)
         return False
     return True
 

@@ -198,7 +198,7 @@ def _tell_of_waiting(shards: Sequence[Shard], cores: int, device: str | None) ->
 
 
 def _tries(file: Path) -> Path:
-    """Where it is counted, a byte each, how often a shard was begun; swept with temporary files once it is there."""
+    """Where it is counted, a byte each, how often a shard was begun; swept with temporary files in the end."""
     return file.with_name(f".{file.stem}.tries.part{file.suffix}")
 
 

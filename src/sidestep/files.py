@@ -8,8 +8,8 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Container, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Container, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,50 +20,94 @@ from sidestep.errors import SidestepError
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Of a disk or a quota that is full, and of a file larger than the system lets it be: what only writing can meet.
+# Of a disk or a quota that is full, and of a file larger than the system lets it be.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What only writing can meet.
+UNWRITABLE = (*FULL, errno.EROFS)
 
 
 @contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
     """A temporary sibling of `path` to write to, renamed to `path` once the block has ended well.
 
     The temporary name keeps the suffix, because image and video writers choose their format by it. On an error it
     is removed and what stood at `path` before stays. A folder that is already there is replaced.
 
+    Args:
+        replace: whether a file that is already there is replaced, too; else, of several writers one succeeds.
+
     Raises:
-        SidestepError: if the disk is full, or safetensors cannot write a file of the block's.
+        SidestepError: if the disk is full or cannot be written to, or safetensors cannot write a file of the block's.
+        FileExistsError: if the file is there and is not to be replaced.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:
         with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
-        if temporary.is_dir():
-            _set_usual_modes(temporary)
+            if temporary.is_dir():
+                _set_usual_modes(temporary)
+            bring_to_disk(temporary)
         if path.is_dir() and temporary.is_dir():
             # Moved away before it is deleted: a kill in between must not leave half a folder under its name.
             old = _temporary(path)
             os.replace(path, old)
             os.replace(temporary, path)
             shutil.rmtree(old)
-        else:
+        elif replace:
             os.replace(temporary, path)
+        else:
+            _name_anew(temporary, path)
+    except PermissionError as error:
+        if Path(error.filename or "") not in (temporary, *path.parents):
+            raise
+        raise _cannot_be_written(path, error.errno, os.strerror(errno.EACCES)) from None
     finally:
-        if temporary.is_dir():
+        if os.path.isdir(temporary):
             shutil.rmtree(temporary)
         else:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # it was not made, or its folder is only read
+                temporary.unlink()
 
 
-def save_tensors(path: str | Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str]) -> None:
-    """Writes a file of safetensors, whole or not at all, and brings it to the disk.
+def _name_anew(temporary: Path, path: Path) -> None:
+    """Names a file `path` unless there is one of that name, which raises FileExistsError."""
+    try:
+        os.link(temporary, path)
+    except (FileExistsError, FileNotFoundError):
+        raise
+    except OSError:  # of a file system without hard links, where the last of two writers at one moment wins
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        os.replace(temporary, path)
+
+
+def bring_to_disk(path: Path) -> None:
+    """A machine that is lost must not leave a name whose bytes never came to the disk."""
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file():
+            with open(file, "rb") as opened:
+                os.fsync(opened.fileno())
+
+
+def save_tensors(
+    path: str | Path,
+    tensors: Mapping[str, "Tensor"],
+    metadata: Mapping[str, str],
+    by_row: Collection[str] = (),
+) -> None:
+    """Writes a file of safetensors with its checksums (`checksums.py`), whole or not at all, and brings it to the disk.
+
+    Args:
+        by_row: the tensors whose rows have checksums of their own.
 
     Raises:
         SidestepError: if it cannot be written.
     """
     from safetensors.torch import save_file  # brings torch, which most users of this module do without
+
+    from sidestep.checksums import with_checksums
 
     path = Path(path)
     # safetensors writes to a name that it makes up, beside the one it is given, and keeps from all other users what it
@@ -73,11 +117,10 @@ def save_tensors(path: str | Path, tensors: Mapping[str, "Tensor"], metadata: Ma
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             private.mkdir()
-            save_file(dict(tensors), private / path.name, metadata=dict(metadata))
+            checked = with_checksums(tensors, metadata, by_row)
+            save_file(checked, private / path.name, metadata=dict(metadata))
             _set_usual_modes(private)
-            # A machine that is lost must not leave a name whose bytes never came to the disk.
-            with open(private / path.name, "rb") as file:
-                os.fsync(file.fileno())
+            bring_to_disk(private / path.name)
             os.replace(private / path.name, path)
     except OSError as error:
         raise _cannot_be_written(path, error.errno, error.strerror or str(error)) from None
@@ -87,7 +130,7 @@ def save_tensors(path: str | Path, tensors: Mapping[str, "Tensor"], metadata: Ma
 
 @contextmanager
 def writing(path: str | Path) -> Iterator[None]:
-    """Tells in one line that the disk is full, and what keeps safetensors, which has an error of its own, from writing.
+    """Tells in one line that the disk is full or only read, and the same of safetensors, which has an error of its own.
 
     Args:
         path: of the file or folder that the block writes.
@@ -100,7 +143,7 @@ def writing(path: str | Path) -> Iterator[None]:
             raise
         raise _cannot_be_written(path, int(found[1]), os.strerror(int(found[1]))) from None
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in UNWRITABLE:
             raise
         raise _cannot_be_written(path, error.errno, os.strerror(error.errno)) from None
 
@@ -120,7 +163,7 @@ def _set_usual_modes(folder: Path) -> None:
     files = list(folder.rglob("*.safetensors"))
     if not files:
         return
-    probe = _temporary(folder)
+    probe = folder / f".{secrets.token_hex(4)}"  # in the folder, with which it is swept if this is killed here
     probe.touch()
     usual = stat.S_IMODE(probe.stat().st_mode)
     probe.unlink()
@@ -130,21 +173,44 @@ def _set_usual_modes(folder: Path) -> None:
             file.chmod(mode | usual)
 
 
-def sweep(folder: Path, names: Container[str]) -> None:
+def sweep(folder: Path, names: Container[str] | None = None) -> None:
     """Deletes what killed writers of some of a folder's files, or of folders in it, left under temporary names.
 
     Args:
         names: of those that are whole already, so that a writer who is still at one of them does no harm by failing,
-            or that nobody else writes.
+            or that nobody else writes; None for all.
     """
     for leftover in folder.glob(".*.part*"):
         stem, suffix = leftover.name[1:].rsplit(".part", 1)
-        if stem.rpartition(".")[0] + suffix not in names:
+        if names is not None and stem.rpartition(".")[0] + suffix not in names:
             continue
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)  # its writer may be at it still
         else:
-            leftover.unlink(missing_ok=True)
+            with suppress(OSError):  # of a folder that is only read
+                leftover.unlink()
+
+
+@contextmanager
+def alone(lock: Path, busy: str) -> Iterator[None]:
+    """Keeps other processes from the same work, by a file that is gone afterwards; a killed process's keeps nobody.
+
+    Raises:
+        SidestepError: saying `busy`, if another is at it.
+    """
+    from filelock import FileLock, Timeout
+
+    guard = FileLock(lock)
+    try:
+        guard.acquire(timeout=0)
+    except Timeout:
+        raise SidestepError(busy) from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # of Windows, where releasing it deletes it
+            lock.unlink()
+        guard.release()
 
 
 def make_folder(path: str | Path) -> None:
@@ -162,7 +228,7 @@ def make_folder(path: str | Path) -> None:
         raise SidestepError(f"{path}: cannot be a folder to write into ({error.strerror}); name another") from None
 
 
-def write_json(path: str | Path, data: Any) -> None:
-    """Writes `data` as indented JSON, whole or not at all."""
-    with atomic_path(path) as temporary:
+def write_json(path: str | Path, data: Any, *, replace: bool = True) -> None:
+    """Writes `data` as indented JSON, whole or not at all; `replace` and errors as of `atomic_path`."""
+    with atomic_path(path, replace=replace) as temporary:
         temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")

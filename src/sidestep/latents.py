@@ -2,7 +2,8 @@
 
 A store is a folder: `store.json` says what it was made of, and each `shard-NNNNN.safetensors` holds a fixed run of
 scenes; `encoding.py` makes them. The store is complete once all its shards are there, wherever each was made. Reading
-maps the shards into memory.
+maps the shards into memory. What is read is checked (`checksums.py`): names and cameras when the store is opened, a
+frame's latents when they are asked for.
 
     mean, noise        (N, C, h, w) float16: the two terms of eq. 1 at t*
     intrinsics         (N, 3, 3) float32, of the cropped picture
@@ -14,7 +15,7 @@ import ctypes
 import hashlib
 import json
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,16 +26,26 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sidestep.cameras import Camera
+from sidestep.checksums import ROWS, are_intact, row_checksum, without_checksums
 from sidestep.errors import SidestepError
+from sidestep.inputs import open_file, read_json
 from sidestep.inversion import InversionSettings, Inverted
 
 FORMAT = 1
 LATENTS = ("mean", "noise")
 TENSORS = (*LATENTS, "intrinsics", "world_to_camera", "distance_scale")
 
+_MOST_STEPS = 100_000  # of noise; what a plan claims is made a grid of
+_REMEDY = "; delete it and run `sidestep encode` again"
+
 
 class DamagedShard(SidestepError):
     """A shard that is there and has to be made anew."""
+
+    @property
+    def fault(self) -> str:
+        """Which one, and what is wrong with it."""
+        return str(self).removesuffix(_REMEDY)
 
 
 @dataclass(frozen=True)
@@ -94,19 +105,22 @@ class LatentStore:
         for index in range(count):
             file = shard_path(self.path, index)
             if file.name not in there:
-                raise SidestepError(
-                    f"{path}: incomplete, shard {index + 1} of {count} is missing; run the same `sidestep encode` again"
-                )
-            shard = open_shard(file, digest)
-            mapped = {name: shard.get_tensor(name) for name in TENSORS}
+                raise _missing(self.path, index, count)
+            about, mapped = open_shard(file, digest)
             for name in LATENTS:
                 _advise(mapped[name], "MADV_RANDOM")
             self._shards.append(mapped)
-            scenes.extend(_scenes_of(shard, index))
+            scenes.extend(_scenes_of(about, index))
         self.scenes = tuple(scenes)
 
     def latents(self, scene: StoredScene, frames: Sequence[int] | int) -> Inverted:
-        """Mean and noise, each (n, C, h, w) float32, of some frames of a scene, by their position in it."""
+        """Mean and noise, each (n, C, h, w) float32, of some frames of a scene, by their position in it.
+
+        Raises:
+            DamagedShard: if they are not what was written, as in `mean`.
+        """
+        for name in LATENTS:
+            self.expect(name, scene, [frames] if isinstance(frames, int) else frames)
         return Inverted(self.rows("mean", scene, frames).float(), self.rows("noise", scene, frames).float())
 
     def mean(self, scene: StoredScene, frame: int) -> Tensor:
@@ -126,23 +140,84 @@ class LatentStore:
         return self._shards[scene.shard][name][scene.start : scene.start + len(scene.frames)]
 
     def rows(self, name: str, scene: StoredScene, frames: Sequence[int] | int) -> Tensor:
-        """What is stored of some frames of a scene, (n, ...), as it is stored.
+        """What is stored of some frames of a scene, (n, ...), as it is stored; `expect` has it come sooner.
 
         Args:
             name: one of `TENSORS`.
+
+        Raises:
+            DamagedShard: if it is not what was written.
         """
-        stored = self._shards[scene.shard][name]
+        shard = self._shards[scene.shard]
         wanted = [frames] if isinstance(frames, int) else frames
         if not all(0 <= frame < len(scene.frames) for frame in wanted):
             raise IndexError(f"scene {scene.id} has {len(scene.frames)} frames, none at one of {list(wanted)}")
-        self.expect(name, scene, wanted)
-        return torch.stack([stored[scene.start + frame] for frame in wanted])
+        places = [scene.start + frame for frame in wanted]
+        damaged = _damaged_row(shard, name, places)
+        if damaged is not None:
+            frame = scene.frames[damaged - scene.start]
+            raise _damaged(shard_path(self.path, scene.shard), f"the {name} of {frame} of scene {scene.id}")
+        return torch.stack([shard[name][place] for place in places])
 
     def expect(self, name: str, scene: StoredScene, frames: Sequence[int]) -> None:
         """Has the system begin to read rows that will be asked for soon, so that many come from the disk at once."""
         if name in LATENTS:
             for frame in frames:
                 _advise(self._shards[scene.shard][name][scene.start + frame], "MADV_WILLNEED")
+
+
+def find_damage(folder: str | Path, progress: Callable[[int, int], None] | None = None) -> tuple[int, list[str]]:
+    """Reads all of a store.
+
+    Args:
+        progress: called with (shards read, shards in all).
+
+    Returns:
+        How many bytes its shards have, and what is damaged or missing, with what to do.
+
+    Raises:
+        SidestepError: if it is no store, or holds another's shard.
+    """
+    folder = Path(folder)
+    plan = read_plan(folder)
+    if plan is None:
+        raise SidestepError(f"{folder}: no store of latents (no store.json); make one with `sidestep encode`")
+    count, digest = len(plan["shards"]), plan_digest(plan)
+    size, faults = 0, []
+    for index in range(count):
+        file = shard_path(folder, index)
+        try:
+            if not file.exists():
+                raise _missing(folder, index, count)
+            size += file.stat().st_size
+            _, mapped = open_shard(file, digest)
+            for name in LATENTS:
+                damaged = _damaged_row(mapped, name, range(len(mapped[name])))
+                if damaged is not None:
+                    raise _damaged(file, f"the {name} in row {damaged}")
+        except SidestepError as fault:
+            faults.append(str(fault))
+        if progress is not None:
+            progress(index + 1, count)
+    return size, faults
+
+
+def _missing(folder: Path, index: int, count: int) -> SidestepError:
+    return SidestepError(
+        f"{folder}: incomplete, shard {index + 1} of {count} is missing; run the same `sidestep encode` again"
+    )
+
+
+def _damaged(file: Path, reason: str) -> DamagedShard:
+    return DamagedShard(f"{file}: damaged ({reason}){_REMEDY}")
+
+
+def _damaged_row(shard: dict[str, Tensor], name: str, places: Sequence[int]) -> int | None:
+    """The first of some rows of a shard's tensor that is not what was written, or None."""
+    sums = shard.get(ROWS + name)
+    if sums is None:
+        return None
+    return next((place for place in places if row_checksum(shard[name][place]) != int(sums[place])), None)
 
 
 def _advise(mapped: Tensor, advice: str) -> None:
@@ -165,30 +240,52 @@ def shard_path(folder: Path, index: int) -> Path:
     return folder / f"shard-{index:05d}.safetensors"
 
 
-def open_shard(file: Path, digest: str) -> Any:
-    """A shard mapped into memory (safetensors' `safe_open`).
+def open_shard(file: Path, digest: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A shard: what it says of its scenes, and its tensors, mapped into memory. All but its latents is checked.
 
     Args:
         digest: of the plan of the store that it must belong to.
 
     Raises:
-        DamagedShard: if it is damaged or another store's.
-        SidestepError: if this user may not read it.
+        DamagedShard: if it is damaged.
+        SidestepError: if it is another store's, or this user may not read it.
     """
     try:
-        with open(file, "rb"):  # safetensors says of a file that it may not read that there is none
-            pass
+        open_file(file).close()  # safetensors says of a file that it may not read that there is none
         shard = safe_open(file, framework="pt")
-        about = json.loads((shard.metadata() or {}).get("about", "{}"))
-        if set(shard.keys()) != set(TENSORS) or about.get("plan") != digest:
-            raise DamagedShard(f"{file}: not a shard of this store; delete it and run `sidestep encode` again")
+        metadata = shard.metadata() or {}
+        about = json.loads(metadata["about"])
+        plan = about["plan"]
+        tensors = {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118 (it is no dictionary)
+        if without_checksums(tensors) != set(TENSORS):
+            raise _damaged(file, "it holds other tensors")
+        if not are_intact(tensors, metadata):
+            raise _damaged(file, "its names or cameras are not what was written")
+        _check_shard(about, tensors)
     except PermissionError as error:
         raise SidestepError(
             f"{file}: cannot be read ({error.strerror}); have its owner allow it (chmod a+r), or run as its owner"
         ) from None
-    except (SafetensorError, OSError) as error:
-        raise DamagedShard(f"{file}: damaged ({error}); delete it and run `sidestep encode` again") from None
-    return shard
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+        raise _damaged(file, str(error) or type(error).__name__) from None
+    if plan != digest:
+        raise SidestepError(
+            f"{file}: of a store of other scenes, or made with another prior or other settings; name another folder, "
+            "or delete it"
+        )
+    return about, tensors
+
+
+def is_whole(file: Path, digest: str) -> bool:
+    """Whether a shard is there and needs not be made.
+
+    Raises:
+        SidestepError: as `open_shard`, but for damage.
+    """
+    try:
+        return file.exists() and bool(open_shard(file, digest))
+    except DamagedShard:
+        return False
 
 
 def plan_digest(plan: dict[str, Any]) -> str:
@@ -207,18 +304,48 @@ def read_plan(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        plan = json.loads(path.read_text(encoding="utf-8"))
+        plan: dict[str, Any] = read_json(path)
         version = plan["format"]
-    except (OSError, ValueError, TypeError, KeyError):
+        if version == FORMAT:
+            _check_plan(plan)
+    except (SidestepError, ValueError, TypeError, KeyError, AttributeError):
         raise SidestepError(f"{path}: damaged; delete the folder and run `sidestep encode` again") from None
     if version != FORMAT:
         raise SidestepError(f"{path}: format {version}, but this Sidestep reads {FORMAT}; encode again")
     return plan
 
 
-def _scenes_of(shard: Any, index: int) -> Iterator[StoredScene]:
+def _check_plan(plan: dict[str, Any]) -> None:
+    """Raises ValueError, TypeError, KeyError, AttributeError or SidestepError where it is no plan of a store."""
+    kinds = {"prior": str, "prior_fingerprint": str, "alpha_star": float, "image_size": int, "shards": list}
+    if not all(isinstance(plan[key], kind) for key, kind in kinds.items()):
+        raise ValueError("kinds")
+    if any(isinstance(value, int) and not 0 <= value <= _MOST_STEPS for value in plan["inversion"].values()):
+        raise ValueError("inversion")
+    InversionSettings(**plan["inversion"])
+
+
+def _check_shard(about: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Raises ValueError, TypeError or KeyError where a shard's scenes and its tensors do not fit together."""
+    count = 0
+    for described in about["scenes"]:
+        names = [described[key] for key in ("id", "name", "model")]
+        names += [described["category"] or "", *described["frames"]]
+        if not all(isinstance(name, str) for name in names) or not isinstance(described["elevation"], int | float):
+            raise ValueError("scenes")
+        count += len(described["frames"])
+    for name, shape in (("intrinsics", (3, 3)), ("world_to_camera", (4, 4)), ("distance_scale", ())):
+        if tensors[name].dtype != torch.float32 or tensors[name].shape != (count, *shape):
+            raise ValueError(name)
+    for name in LATENTS:
+        if tensors[name].dtype != torch.float16 or tensors[name].ndim != 4 or len(tensors[name]) < count:
+            raise ValueError(name)
+
+
+def _scenes_of(about: dict[str, Any], index: int) -> Iterator[StoredScene]:
     start = 0
-    for described in json.loads(shard.metadata()["about"])["scenes"]:
-        frames = tuple(described.pop("frames"))
-        yield StoredScene(**described, frames=frames, shard=index, start=start)
+    for described in about["scenes"]:
+        names = {key: described[key] for key in ("id", "name", "category", "model", "elevation")}
+        frames = tuple(described["frames"])
+        yield StoredScene(**names, frames=frames, shard=index, start=start)
         start += len(frames)

@@ -2,7 +2,8 @@
 
 A step's data depend on (seed, step) alone, so a run that was killed and started again sees the same batches in the
 same order as one that was not, with nothing to restore but the weights and the optimiser's moments. Several processes
-divide each batch, so their number changes nothing but the order of sums.
+divide each batch, so their number changes nothing but the order of sums. What a checkpoint holds is checked when it is
+taken up, and what was logged after it is taken back.
 """
 
 import ctypes
@@ -16,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -33,10 +34,11 @@ from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError, safe_open
 
+from sidestep.checksums import are_intact, without_checksums
 from sidestep.config import load_config, save_config, settings
 from sidestep.devices import choose_device, memory_format, network_dtype
 from sidestep.errors import SidestepError
-from sidestep.files import atomic_path, save_tensors, sweep
+from sidestep.files import alone, atomic_path, make_folder, save_tensors, sweep, writing
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +55,7 @@ OTHERS = {
     "ACCELERATE_USE_PARALLELISM_CONFIG": "parallelism of its own",
 }
 ONLY_DDP = "and training here knows DDP alone; launch with configs/accelerate-ddp.yaml, or with torchrun"
+LEAST_SCALE = 1.0  # of fp16's loss: gradients that overflow even so are too large by themselves
 LOADERS = 4  # threads that make batches, one batch each
 PATIENCE = timedelta(hours=2)  # how long processes wait for the first one, which may fetch a prior to validate with
 
@@ -68,6 +71,8 @@ class LoopConfig:
         warmup: share of the steps in which the rate climbs to its peak.
         ema_decay: of the averaged weights, which are the ones that a run hands on.
         precision: of the network's arithmetic; "auto" takes bfloat16 where the processor has it.
+        deterministic: take only algorithms that give the same bits again on the same machine. A CPU's do so anyhow,
+            with the same number of threads; on a GPU it may take longer.
         save_every, sample_every: steps between two checkpoints, and between two validations with pictures.
     """
 
@@ -79,6 +84,7 @@ class LoopConfig:
     ema_decay: float = 0.999
     clip_norm: float = 1.0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    deterministic: bool = False
     save_every: int = 200
     sample_every: int = 500
     seed: int = 0
@@ -99,7 +105,11 @@ class Task(Protocol):
         ...
 
     def collate(self, samples: list[Any]) -> dict[str, torch.Tensor]:
-        """The samples' tensors, on the CPU. Runs in threads, some steps ahead."""
+        """The samples' tensors, on the CPU, a row a sample. Runs in threads, some steps ahead."""
+        ...
+
+    def name(self, sample: Any) -> str:
+        """What a sample is made of, for whoever has to look at it: a scene and its frames, or a picture."""
         ...
 
     def loss(self, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
@@ -109,6 +119,10 @@ class Task(Protocol):
     def validate(self, model: torch.nn.Module) -> tuple[dict[str, float], Image.Image | None]:
         """Figures over held-out data, and a picture to look at. `model` carries the averaged weights."""
         ...
+
+
+def _is_finite(row: dict[str, torch.Tensor]) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in row.values())
 
 
 class Training:
@@ -168,19 +182,18 @@ class Training:
         self.ema = EMAModel(self.parameters.values(), decay=config.ema_decay, foreach=True)
         self.ema.to(self.device)
         self.norm = math.nan
+        self._drawing = Lock()  # tasks keep an epoch's order from one step to the next
 
     def samples(self, step: int) -> list[Any]:
         """This process's share of a step's samples."""
-        return self.task.draw(step)[self.rank :: self.processes]
+        with self._drawing:
+            return self.task.draw(step)[self.rank :: self.processes]
 
     def batches(self, start: int, stop: int) -> Generator[dict[str, torch.Tensor], None, None]:
         """The batches of this process from step `start` to the one before `stop`, made by threads some steps ahead."""
-        drawing = Lock()
 
         def load(step: int) -> dict[str, torch.Tensor]:
-            with drawing:  # tasks keep an epoch's order from one step to the next
-                samples = self.samples(step)
-            batch = self.task.collate(samples)
+            batch = self.task.collate(self.samples(step))
             return (
                 {name: tensor.pin_memory() for name, tensor in batch.items()} if self.device.type == "cuda" else batch
             )
@@ -200,8 +213,8 @@ class Training:
         """One step of the optimiser; the loss over all processes' samples, and this process's other figures.
 
         Raises:
-            SidestepError: in every process, if in any of them the loss or the gradient is no longer finite; the
-                weights are then as they were.
+            SidestepError: in every process, if in any of them the loss or the gradient is no longer finite, or fp16
+                overflows at every loss scale; the weights are then as they were. It names the samples.
         """
         config, accelerator = self.config, self.accelerator
         batch = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
@@ -214,16 +227,34 @@ class Training:
         self.norm = float(accelerator.clip_grad_norm_(list(self.parameters.values()), config.clip_norm))
         # Shares are equal, so this is the mean over the batch; and no number in one process is none in all of them.
         shown = float(accelerator.reduce(loss.detach(), "mean"))
-        # In fp16 a gradient may overflow: the loss scaler then skips the step by itself.
-        if not math.isfinite(shown) or not (accelerator.mixed_precision == "fp16" or math.isfinite(self.norm)):
+        if not math.isfinite(shown) or not (math.isfinite(self.norm) or self._may_skip()):
             raise SidestepError(
                 f"{self.name}: the loss is {shown} and its gradient's norm {self.norm} at step {step} "
-                f"(seed {config.seed}); the last good checkpoint is kept; lower learning_rate, or precision=fp32"
+                f"(seed {config.seed}), {self._blame(step, batch)}; the last good checkpoint is kept"
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.step(self.parameters.values())
         return shown, figures
+
+    def _may_skip(self) -> bool:
+        """Whether the loss scaler of fp16 may skip the step, and try the next ones with a smaller scale."""
+        scaler = self.accelerator.scaler
+        return scaler is not None and scaler.get_scale() >= LEAST_SCALE
+
+    @torch.no_grad()
+    def _blame(self, step: int, batch: dict[str, torch.Tensor]) -> str:
+        """Which samples of this process's share have brought a step to no number, and what to do."""
+        names = [self.task.name(sample) for sample in self.samples(step)]
+        rows = [{name: tensor[row : row + 1] for name, tensor in batch.items()} for row in range(len(names))]
+        for told, is_good in (("numbers that are not finite in", _is_finite), ("no finite loss of", self._has_loss)):
+            faulty = [name for name, row in zip(names, rows, strict=True) if not is_good(row)]
+            if 0 < len(faulty) < len(names) or (faulty and is_good is _is_finite):
+                return f"with {told} {', '.join(faulty)}: look at what they are made of (`sidestep verify`)"
+        return f"with {', '.join(names)}: lower learning_rate, or precision=fp32"
+
+    def _has_loss(self, row: dict[str, torch.Tensor]) -> bool:
+        return math.isfinite(float(self.task.loss(self.raw, row)[0]))
 
     def mean(self, figures: dict[str, float]) -> dict[str, float]:
         """The figures' means over the processes, every one of which has to ask."""
@@ -276,15 +307,18 @@ class Training:
         state: dict[int, dict[str, torch.Tensor]] = {}
         try:
             with safe_open(path, framework="pt") as file:
+                stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
+                if not are_intact(stored, file.metadata()):
+                    raise ValueError("it is not what was written")
                 step = int(file.metadata()["step"])
-                found = set(file.keys())
+                found = without_checksums(stored)
                 if found - {SCALER} != {f"{kind}/{name}" for kind in kinds for name in self.parameters}:
                     raise ValueError("it holds other tensors")
-                scale, tracker, updates = file.get_tensor(SCALER).tolist() if SCALER in found else (0.0, 0.0, step)
+                scale, tracker, updates = stored[SCALER].tolist() if SCALER in found else (0.0, 0.0, step)
                 for index, ((name, parameter), average) in enumerate(
                     zip(self.parameters.items(), self.ema.shadow_params, strict=True)
                 ):
-                    weight, averaged, *moments = (file.get_tensor(f"{kind}/{name}") for kind in kinds)
+                    weight, averaged, *moments = (stored[f"{kind}/{name}"] for kind in kinds)
                     if weight.shape != parameter.shape:
                         raise ValueError(f"{name} is of shape {tuple(weight.shape)}, not {tuple(parameter.shape)}")
                     parameter.data.copy_(weight)
@@ -318,10 +352,15 @@ def fit(task: Task, config: LoopConfig, run: Path, experiment: Any = None) -> to
     and validates, and all of them return the same network.
 
     Raises:
-        SidestepError: if the checkpoint is damaged or belongs to another network, the loss is no longer finite, or the
-            processes cannot work together.
+        SidestepError: if the checkpoint is damaged or belongs to another network, the loss is no longer finite, another
+            run is at work in the folder, or the processes cannot work together.
     """
-    training = Training(task, config, run.name)
+    with deterministic(config.deterministic):
+        return _fit(Training(task, config, run.name), run, experiment)
+
+
+def _fit(training: Training, run: Path, experiment: Any) -> torch.nn.Module:
+    task, config = training.task, training.config
     checkpoint = run / "checkpoint.safetensors"
     start = training.load(checkpoint) if checkpoint.exists() else 0
     starts = training.accelerator.gather(torch.tensor([start], device=training.device)).tolist()
@@ -329,17 +368,26 @@ def fit(task: Task, config: LoopConfig, run: Path, experiment: Any = None) -> to
         raise SidestepError(
             f"{run}: not every process finds the same checkpoint there; use a folder that all machines see"
         )
-    if start >= config.steps:
+    first = training.rank == 0
+    # Killed between the checkpoint and its validation, a run has that still to do.
+    missed = first and _is_validated_at(start, config) and not _has_validation(run, start)
+    if start >= config.steps and not missed:
         return training.average()
-    log = _begin(run, experiment) if training.rank == 0 else None
-
-    training.model.train()
+    if first:
+        make_folder(run)
+    busy = f"{run}: another process trains in it; wait for that one to end, or name another folder"
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
+        alone(run / ".lock", busy) if first else nullcontext(),
         _together(training),
         closing(training.batches(start, config.steps)) as batches,
-        Progress(*columns, disable=log is None or not sys.stderr.isatty()) as progress,
+        Progress(*columns, disable=not first or not sys.stderr.isatty()) as progress,
     ):
+        log = _begin(run, experiment, start) if first else None
+        if log and missed:
+            with training.averaged() as model:
+                log.validation(start, *task.validate(model))
+        training.model.train()
         bar = progress.add_task(run.name, total=config.steps, completed=start)
         for step, batch in enumerate(batches, start):
             loss, figures = training.step(step, batch)
@@ -351,12 +399,31 @@ def fit(task: Task, config: LoopConfig, run: Path, experiment: Any = None) -> to
                     log.write(done, {"loss": loss, "gradient_norm": training.norm, **figures})
             if log and (done % config.save_every == 0 or done == config.steps):
                 training.save(checkpoint, done)
-            if done % config.sample_every == 0 or done == config.steps:
+            if _is_validated_at(done, config):
                 if log:
                     with training.averaged() as model:
                         log.validation(done, *task.validate(model))
                 training.accelerator.wait_for_everyone()
     return training.average()
+
+
+def _is_validated_at(done: int, config: LoopConfig) -> bool:
+    return 0 < done <= config.steps and (done % config.sample_every == 0 or done == config.steps)
+
+
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Has torch take deterministic algorithms only, for a while; an operation that has none raises RuntimeError."""
+    if not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the GPU's first product is made
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def this_process() -> PartialState:
@@ -389,16 +456,16 @@ def _together(training: Training) -> Iterator[None]:
         raise
 
 
-def _begin(run: Path, experiment: Any) -> "_Log":
-    """Makes the run's folder, or clears what a killed process has left in it."""
-    sweep(run, {"checkpoint.safetensors"})
-    run.mkdir(parents=True, exist_ok=True)
+def _begin(run: Path, experiment: Any, start: int) -> "_Log":
+    """Clears what a killed process has left in the run's folder."""
+    for folder in (run, run / "samples"):
+        sweep(folder)
     if not (run / "checkpoint.safetensors").exists():
         (run / "git-revision.txt").write_text(_git_revision() + "\n", encoding="utf-8")
     if experiment is not None:
         _name_changes(experiment, run / "config.yaml")
         save_config(experiment, run / "config.yaml")
-    return _Log(run)
+    return _Log(run, start)
 
 
 def _name_changes(experiment: Any, path: Path) -> None:
@@ -441,34 +508,58 @@ def keep_freed_memory() -> None:
     mallopt(top_pad, 256 * 2**20)
 
 
-class _Log:
-    """metrics.jsonl, and TensorBoard where it is installed."""
+def _logged(run: Path) -> list[dict[str, Any]]:
+    """The whole lines of a run's metrics.jsonl; the last one that a killed process wrote may be none."""
+    path = run / "metrics.jsonl"
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            figures = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(figures, dict) and isinstance(figures.get("step"), int):
+            found.append(figures)
+    return found
 
-    def __init__(self, run: Path) -> None:
-        self.run = run
+
+def _has_validation(run: Path, step: int) -> bool:
+    return any(line["step"] == step and any(key.startswith("validation/") for key in line) for line in _logged(run))
+
+
+class _Log:
+    """metrics.jsonl, and TensorBoard where it is installed; what they tell of steps after `start` is taken back."""
+
+    def __init__(self, run: Path, start: int) -> None:
+        self.run, self.path = run, run / "metrics.jsonl"
         self.started = time.monotonic()
+        if self.path.exists():
+            kept = "".join(f"{json.dumps(line)}\n" for line in _logged(run) if line["step"] <= start)
+            if kept != self.path.read_text(encoding="utf-8"):
+                with atomic_path(self.path) as temporary:
+                    temporary.write_text(kept, encoding="utf-8")
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             self.board = None
         else:
-            self.board = SummaryWriter(str(run / "tensorboard"))
+            self.board = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1 if start else None)
 
     def write(self, step: int, figures: dict[str, float]) -> None:
         line = {"step": step, "seconds": round(time.monotonic() - self.started, 1), **figures}
-        with (self.run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         if self.board:
-            for name, value in figures.items():
-                self.board.add_scalar(name, value, step)
+            with writing(self.run / "tensorboard"):
+                for name, value in figures.items():
+                    self.board.add_scalar(name, value, step)
 
     def validation(self, step: int, figures: dict[str, float], picture: Image.Image | None) -> None:
-        self.write(step, {f"validation/{name}": value for name, value in figures.items()})
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        logger.info("%s: step %d: %s", self.run.name, step, shown)
         if picture is not None:
             with atomic_path(self.run / "samples" / f"{step:07d}.png") as temporary:
                 picture.save(temporary)
+        self.write(step, {f"validation/{name}": value for name, value in figures.items()})
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        logger.info("%s: step %d: %s", self.run.name, step, shown)
 
 
 def _git_revision() -> str:

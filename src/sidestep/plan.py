@@ -21,7 +21,7 @@ from sidestep.captures import Frame, Scene, read_captures
 from sidestep.encoding import part_of, read_photos, store_plan
 from sidestep.errors import SidestepError
 from sidestep.inversion import InversionSettings
-from sidestep.latents import DamagedShard, open_shard, plan_digest, shard_path
+from sidestep.latents import is_whole, plan_digest, shard_path
 from sidestep.loop import LoopConfig, Task, Training, this_process
 from sidestep.models import model_folder
 from sidestep.pretraining import PretrainConfig
@@ -33,7 +33,7 @@ from sidestep.prior_file import NEEDED
 from sidestep.training import TrainConfig
 
 PATIENCE = 8.0  # seconds that a measurement may take before it no longer tries a larger batch
-LITTLE = 2**20  # bytes of a prior's configs and of its empty prompt's embedding, at most
+LITTLE = 2**20  # bytes of a prior's configs, checksums and empty prompt's embedding, at most
 LEFT_OUT = "scene left out: "
 
 
@@ -111,7 +111,7 @@ def plan_encoding(
     shards = list(enumerate(runs))[own]
     digest = plan_digest(store)
     total = sum(len(scene.frames) for _, run in shards for scene in run)
-    missing = [run for index, run in shards if not _is_whole(shard_path(out, index), digest)]
+    missing = [run for index, run in shards if not is_whole(shard_path(out, index), digest)]
     frames = [frame for run in missing for scene in run for frame in scene.frames]
     # Mean and noise in half precision, the camera's matrices and the scale in float32.
     latents = 2 * 2 * prior.latent_channels * prior.latent_size**2
@@ -135,17 +135,6 @@ def plan_encoding(
         facts |= {"frames_a_second": count / seconds, "hours": len(frames) / (count / seconds) / 3600}
         facts["measured"] = f"{count} frames at once, in one process"
     return Plan(facts, out, needed)
-
-
-def _is_whole(shard: Path, digest: str) -> bool:
-    """Whether a shard is there and will not be made anew."""
-    if not shard.exists():
-        return False
-    try:
-        open_shard(shard, digest)
-    except DamagedShard:
-        return False
-    return True
 
 
 def _encode(prior: LatentPrior, settings: InversionSettings, frames: Sequence[Frame]) -> float:
@@ -194,7 +183,7 @@ def prior_bytes(source: Path) -> int:
         SidestepError: if a file of weights is damaged.
     """
     if is_laid_out(source):
-        return sum(path.stat().st_size for part in PARTS for path in (source / part).rglob("*"))
+        return LITTLE + sum(path.stat().st_size for part in PARTS for path in (source / part).rglob("*"))
     if source.is_file():
         return _float32_bytes(source, tuple(NEEDED)) + LITTLE
     total = LITTLE if source.is_dir() else 0
@@ -237,7 +226,7 @@ def plan_pretraining(config: PretrainConfig) -> Plan:
     latents = {"train": torch.randn(16, channels, size, size), "val": torch.randn(4, channels, size, size)}
     tasks: dict[str, tuple[Task, LoopConfig]] = {
         "autoencoder": (first.task, config.autoencoder),
-        "unet": (UNetTask(unet, vae, latents, config), config.unet),
+        "unet": (UNetTask(unet, vae, latents, config, first.pictures, first.photographs), config.unet),
     }
     for name, (task, loop) in tasks.items():
         found: dict[str, Any] = {"parameters": sum(parameter.numel() for parameter in task.model.parameters())}

@@ -17,7 +17,7 @@ from sidestep.cameras import Camera
 from sidestep.captures.pairs import any_pairs, paper_pairs
 from sidestep.captures.splits import split_scenes
 from sidestep.config import settings
-from sidestep.devices import autocast
+from sidestep.devices import autocast, halve
 from sidestep.errors import SidestepError
 from sidestep.files import atomic_path, sweep
 from sidestep.images import to_image
@@ -26,7 +26,7 @@ from sidestep.loop import LoopConfig, fit, this_process
 from sidestep.models import model_folder
 from sidestep.models.index import write_index
 from sidestep.models.sums import write_sums
-from sidestep.prior import PARTS, LatentPrior, copy_prior
+from sidestep.prior import LatentPrior, copy_prior
 from sidestep.tunet import TUNet, load_tunet
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,8 @@ def train(config: TrainConfig) -> Path:
     model = config.out / "model"
     if not this_process().is_main_process:
         return model
-    sweep(model, {"tunet", *PARTS})
+    sweep(model)
+    halve(task.model, str(config.out))
     prior = Path(model_folder(store.prior))
     whole = prior.exists()
     if whole:
@@ -99,7 +100,7 @@ def train(config: TrainConfig) -> Path:
     if not whole:
         logger.info("%s holds TUNet alone; to use it, name its prior, %s", model, store.prior)
     with atomic_path(model / "tunet") as temporary:
-        task.model.half().save_pretrained(temporary)
+        task.model.save_pretrained(temporary)
         write_sums(temporary)
     if whole:
         write_index(model)
@@ -199,6 +200,11 @@ class _TUNetTask:
 
     def collate(self, samples: list[Any]) -> dict[str, Tensor]:
         return self._batch([(self.scenes[scene], *rest) for scene, *rest in samples])
+
+    def name(self, sample: Any) -> str:
+        index, reference, target, *_ = sample
+        scene = self.scenes[index]
+        return f"{scene.id} ({scene.frames[reference]} to {scene.frames[target]})"
 
     def loss(self, model: torch.nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         predicted = model(batch["mean"], *self._cameras(batch), batch["category"])

@@ -14,7 +14,16 @@ from sidestep.features import ImageFeatures, perceptual_distance
 from sidestep.images import gradient_energy, resize_and_crop, to_image, to_tensor
 from sidestep.loop import this_process
 from sidestep.pretraining.config import AutoencoderConfig, PretrainConfig
-from sidestep.pretraining.pictures import Picture, Pictures, load_pictures, open_picture, psnr, sheet, square_part
+from sidestep.pretraining.pictures import (
+    Picture,
+    Pictures,
+    load_pictures,
+    open_picture,
+    picture_name,
+    psnr,
+    sheet,
+    square_part,
+)
 
 
 def build_autoencoder(config: AutoencoderConfig) -> AutoencoderDC:
@@ -70,8 +79,8 @@ class Sample(NamedTuple):
     down: float
     across: float
     mirrored: bool
-    flipped: bool = False
-    seed: int = 0
+    flipped: bool
+    seed: int
 
 
 class AutoencoderTask:
@@ -121,6 +130,9 @@ class AutoencoderTask:
             noises.append(deviation * torch.randn(vae.latent_channels, side, side, generator=own))
         flipped = torch.tensor([sample.flipped for sample in samples])
         return {"images": torch.stack(images), "noise": torch.stack(noises), "flipped": flipped}
+
+    def name(self, sample: Any) -> str:
+        return picture_name(self.pictures[sample.picture])
 
     def loss(self, model: torch.nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         images, flipped = batch["images"], batch["flipped"]

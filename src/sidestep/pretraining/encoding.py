@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderDC
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from sidestep.checksums import are_intact, without_checksums
 from sidestep.devices import autocast, choose_device
+from sidestep.errors import SidestepError
 from sidestep.files import save_tensors, sweep
 from sidestep.images import to_tensor
 from sidestep.pretraining.config import PretrainConfig
@@ -32,17 +34,19 @@ def encode_once(
 
     Where `factor` is None, sets the autoencoder's scaling factor so that the latents of the training pictures have
     deviation 1; photographs, which are beside them, have no say in it.
+
+    Raises:
+        SidestepError: if a picture is damaged, or latents are not finite.
     """
     device = choose_device()
     vae = vae.to(device).eval()
     path = config.out / "unet" / "latents.safetensors"
     digest = _digest(vae, pictures, photographs, config.image_size, factor)
-    if path.exists():
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            if metadata.get("made_of") == digest:
-                vae.register_to_config(scaling_factor=float(metadata["scaling_factor"]))
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    kept = _kept(path, digest)
+    if kept is not None:
+        latents, factor = kept
+        vae.register_to_config(scaling_factor=factor)
+        return latents
     logger.info("encoding %d pictures", len(pictures["train"]))
     size = config.image_size
     latents = {
@@ -56,10 +60,34 @@ def encode_once(
     if factor is None:
         factor = 1 / float(latents["train"].std())
     latents = {name: (tensor * factor).half().contiguous() for name, tensor in latents.items()}
+    if not all(bool(tensor.isfinite().all()) for tensor in latents.values()):
+        raise SidestepError(
+            f"{path}: latents would hold numbers that are not finite, or too large for half precision; train the "
+            "autoencoder longer, with a lower autoencoder.learning_rate, or with autoencoder.precision=fp32"
+        )
     vae.register_to_config(scaling_factor=factor)
     sweep(path.parent, {path.name})
     save_tensors(path, latents, {"made_of": digest, "scaling_factor": repr(factor)})
     return latents
+
+
+def _kept(path: Path, digest: str) -> tuple[dict[str, Tensor], float] | None:
+    """The latents that are there and their scaling factor; None if there are none, damaged ones, or other pictures'."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("made_of") != digest:
+                return None
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
+            factor = float(metadata["scaling_factor"])
+        if not are_intact(tensors, metadata):
+            raise ValueError("it is not what was written")
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        logger.warning("%s: damaged (%s); making it anew", path, error)
+        return None
+    return {name: tensors[name] for name in without_checksums(tensors)}, factor
 
 
 def _latents(vae: AutoencoderDC, images: Iterator[Tensor]) -> Tensor:

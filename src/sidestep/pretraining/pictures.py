@@ -54,6 +54,11 @@ def open_picture(picture: Picture) -> Image.Image:
     return load_image(picture) if isinstance(picture, Path) else picture.load()
 
 
+def picture_name(picture: Picture) -> str:
+    """Its file."""
+    return str(picture if isinstance(picture, Path) else picture.path)
+
+
 def load_picture(picture: Picture, size: int) -> Tensor:
     """The centre square of the picture, (3, size, size) in [-1, 1]."""
     return to_tensor(resize_and_crop(open_picture(picture), size))

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from diffusers import AutoencoderDC, UNet2DModel
 
+from sidestep.devices import halve
 from sidestep.errors import SidestepError
 from sidestep.files import atomic_path, sweep
 from sidestep.loop import fit, this_process
@@ -56,10 +57,10 @@ def pretrain(config: PretrainConfig) -> Path:
         factor = vae.config.scaling_factor if kept else None
         with process.main_process_first():  # the others find it on disk
             latents = encode_once(vae, pictures, photographs, config, factor)
-        task = UNetTask(unet, vae, latents, config)
+        task = UNetTask(unet, vae, latents, config, pictures, photographs)
         fit(task, config.unet, config.out / "unet", config)
         prior = task.prior()
-    prior = prior.half()  # before anything is inverted with it: the stored weights are the prior
+    halve(prior, str(config.out))  # before anything is inverted with it: the stored weights are the prior
     if process.is_main_process:
         sweep(config.out, {"prior"})
         with atomic_path(config.out / "prior") as temporary:

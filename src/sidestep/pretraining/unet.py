@@ -15,7 +15,8 @@ from sidestep.devices import autocast
 from sidestep.images import to_image
 from sidestep.inversion import inversion_grid, invert, sample
 from sidestep.pretraining.config import PretrainConfig, UNetConfig
-from sidestep.pretraining.pictures import psnr, sheet
+from sidestep.pretraining.encoding import CROPS_PER_PHOTOGRAPH
+from sidestep.pretraining.pictures import Pictures, picture_name, psnr, sheet
 from sidestep.prior import LatentPrior
 
 NUM_TIMESTEPS = 1000
@@ -48,20 +49,30 @@ class NoisySample(NamedTuple):
     latent: int
     timestep: int
     mirrored: bool
-    seed: int = 0
+    seed: int
 
 
 class UNetTask:
     """The U-Net's part of `loop.fit`: latents of captures and photographs, mirrored at random, at every timestep."""
 
     def __init__(
-        self, unet: UNet2DModel, vae: AutoencoderDC, latents: dict[str, Tensor], config: PretrainConfig
+        self,
+        unet: UNet2DModel,
+        vae: AutoencoderDC,
+        latents: dict[str, Tensor],
+        config: PretrainConfig,
+        pictures: Pictures,
+        photographs: Pictures | None,
     ) -> None:
+        """Args:
+        latents: as of `encode_once`, of these pictures and photographs.
+        """
         self.model = unet
         self.vae = vae
         self.latents = latents
         self.config = config
         self.captured = len(latents["train"])
+        self.pictures, self.photographs = pictures["train"], photographs["train"] if photographs else []
         self.train = torch.cat([latents[name] for name in ("train", "train_photographs") if name in latents])
         self.scheduler = DDIMScheduler(
             NUM_TIMESTEPS,
@@ -97,6 +108,11 @@ class UNetTask:
             "noise": torch.stack(noises),
             "timesteps": torch.tensor(timesteps),
         }
+
+    def name(self, sample: Any) -> str:
+        photograph = (sample.latent - self.captured) // CROPS_PER_PHOTOGRAPH
+        shown = self.pictures[sample.latent] if sample.latent < self.captured else self.photographs[photograph]
+        return f"{picture_name(shown)} (timestep {sample.timestep})"
 
     def loss(self, model: torch.nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         timesteps = batch["timesteps"]
