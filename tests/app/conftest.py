@@ -1,6 +1,7 @@
 """Miniature models, and photos to give them."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
@@ -56,6 +57,37 @@ def reading_studio(tiny: NovelViewPipeline, reader: NovelViewPipeline) -> Studio
         return "ab " + ascii_lowercase[np.asarray(load_image(photo), np.int64).sum() % 26]
 
     return Studio(["tiny", "reader"], {"tiny": tiny, "reader": reader}.__getitem__, describe)
+
+
+@pytest.fixture(scope="session")
+def build(tiny: NovelViewPipeline, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+    """Makes the page, whose private folder is `app.state.folder`; options are those of `build_app`."""
+    pytest.importorskip("gradio", reason="the page's extra is not installed")
+    from sidestep.app.server import build_app
+
+    def built(**options: Any) -> Any:
+        folder = tmp_path_factory.mktemp("private")
+        app = build_app(Studio(["tiny"], lambda name: tiny), folder, **options)
+        app.state.folder = folder
+        return app
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "environ", os.environ.copy())
+        yield built
+
+
+@pytest.fixture(scope="session")
+def app(build: Callable[..., Any]) -> Any:
+    """The page on loopback, which takes a while to make; each test is to use names of its own for sessions."""
+    return build()
+
+
+@pytest.fixture
+def client(app: Any) -> Any:
+    """A visitor of the page on loopback who was not there before."""
+    from starlette.testclient import TestClient
+
+    return TestClient(app, base_url="http://127.0.0.1")
 
 
 @pytest.fixture

@@ -225,3 +225,21 @@ def test_only_a_path_that_would_stay_where_it_is_moves_the_camera(handlers: Hand
     assert handlers.choose_path("dolly-zoom", POSE)[1:4] == (0, 0, 0.7)
     assert handlers.choose_path("dolly-zoom", {**POSE, "distance": 0.9})[:4] == (gr.skip(),) * 4
     assert handlers.choose_path("orbit", {**POSE, "yaw": None})[1:4] == (30, 0, 1)
+
+
+def test_who_finds_no_place_is_told(handlers: Handlers, warnings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sidestep.app.session.MAX_SESSIONS", 0)
+    with pytest.raises(gr.Error, match="try again"):
+        handlers.begin(USER)
+    *_, (status, *_, cancel) = make(handlers, None)
+    assert "try again" in status["text"]
+    assert not cancel["interactive"]
+    assert handlers.cancel(USER)[0]["text"] == "Cancelled."
+    assert len(warnings) == 1
+
+
+@pytest.mark.parametrize("index", [-1, 10**9, None, "1", [1], 0.5])
+def test_only_the_examples_are_offered(handlers: Handlers, index: Any) -> None:
+    event: Any = SimpleNamespace(index=index)
+    with pytest.raises(gr.Error, match="no such example"):
+        list(handlers.example("tiny", event, USER))

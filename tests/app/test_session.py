@@ -1,5 +1,7 @@
 """A user's photo, work and files, with a miniature model and without a page."""
 
+import gc
+import weakref
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -215,6 +217,22 @@ def test_closing_the_iterator_stops_the_work(session: Session, photo: Path) -> N
     assert not session.busy
 
 
+def test_cancelled_work_leaves_neither_pictures_nor_files_and_its_turn_to_others(
+    session: Session, studio: Studio, photo: Path, tmp_path: Path
+) -> None:
+    session.open(photo)
+    work = session.make(Settings("tiny", 45.0, steps=100), Pose(), CameraPath("orbit", 60))
+    pictures = [weakref.ref(next(event for event in work if isinstance(event, Coarse)).images[0])]
+    session.cancel()
+    with pytest.raises(Cancelled):
+        list(work)
+    session.wait(30)
+    with studio.turns.take():
+        gc.collect()
+    assert pictures[0]() is None
+    assert [path.name for path in (tmp_path / "session").iterdir()] == ["photo-1"]
+
+
 def test_new_work_takes_the_place_of_the_old(session: Session, photo: Path) -> None:
     session.open(photo)
     old = session.make(Settings("tiny", 45.0, steps=100), Pose(), CameraPath("orbit", 60))
@@ -296,11 +314,15 @@ def test_without_a_photo_there_is_a_hint(session: Session) -> None:
     ("settings", "options", "fault"),
     [
         (Settings("other", 45.0), {}, "other"),
-        (Settings("tiny", 45.0, steps=0), {}, "steps"),
+        (Settings("tiny", 45.0, steps=0), {}, "0 steps"),
+        (Settings("tiny", 45.0, steps=10**9), {}, "1000000000 steps"),
         (Settings("tiny", 45.0, category="spoon"), {}, "spoon"),
         (Settings("tiny", 45.0, prompt="a red chair"), {}, "text"),
         (Settings("tiny", 200.0), {}, "field of view"),
         (SETTINGS, {"path": CameraPath("orbit", 1000)}, "1000 frames"),
+        (SETTINGS, {"path": CameraPath("orbit", -1)}, "-1 frames"),
+        (SETTINGS, {"path": CameraPath("orbit", 2), "fps": 0}, "0 frames a second"),
+        (SETTINGS, {"path": CameraPath("orbit", 2), "fps": 10**9}, "1000000000 frames a second"),
         (SETTINGS, {"path": CameraPath("keys", 5, keys=(Pose(),))}, "1 key frames"),
         (Settings("tiny", 45.0, consistency=2.0), {"path": CameraPath("orbit", 2)}, "consistency"),
     ],
@@ -330,6 +352,29 @@ def test_files_that_are_no_photo_are_refused_by_their_name_alone(session: Sessio
         session.open(gif)
     assert not session.has_photo
     assert not list((tmp_path / "session").iterdir())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"PK\x03\x04" + b"\0" * 100,
+        b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>',
+        b"<!doctype html><script>alert(1)</script>",
+        b"GIF89a" + b"\0" * 100,
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",  # whose reader would start Ghostscript
+        b"P6 1000000 1000000 255\n",
+        b"\xff\xd8\xff\xe0",
+        b"\x89PNG\r\n\x1a\n",
+        b"",
+    ],
+    ids=lambda content: content[:8],
+)
+def test_what_is_called_a_photo_is_not_taken_at_its_word(session: Session, tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "chair.jpg"
+    file.write_bytes(content)
+    with pytest.raises(SidestepError, match=r"^chair\.jpg: "):
+        session.open(file)
+    assert not session.has_photo
 
 
 def test_photos_beyond_the_limits_are_refused(session: Session, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -407,16 +452,40 @@ def test_what_a_closed_page_asked_for_last_does_not_keep_its_session(
 def test_there_are_not_more_sessions_than_agreed(
     studio: Studio, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    now = 0.0
+    monkeypatch.setattr(module, "monotonic", lambda: now)
     monkeypatch.setattr(module, "MAX_SESSIONS", 2)
     root = tmp_path / "all"
     root.mkdir()
     sessions = Sessions(studio, root)
     for name in ("one", "two"):
         sessions.of(name).open(photo)
-    sessions.of("one")
-    sessions.of("three")
+    with pytest.raises(SidestepError, match=r"2 people .* try again"):
+        sessions.of("three")
+    now += module.SPARE + 1
+    assert sessions.of("one").has_photo
+    sessions.of("three")  # in place of two, who did nothing
     assert len(sessions) == len(list(root.iterdir())) == 2
     assert sessions.of("one").has_photo
+    sessions.leave("three")
+    sessions.of("four")  # at once
+    assert sessions.find("three") is None
+    assert sessions.of("one").has_photo
+
+
+def test_who_waits_for_others_work_keeps_the_place(
+    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(module, "monotonic", lambda: now)
+    monkeypatch.setattr(module, "MAX_SESSIONS", 1)
+    sessions = Sessions(studio, tmp_path)
+    sessions.of("one").begin()
+    now += module.SPARE + 1
+    with pytest.raises(SidestepError, match="try again"):
+        sessions.of("two")
+    now += module.SPARE_WAITING
+    sessions.of("two")  # it never came
 
 
 def test_models_are_loaded_once_and_when_asked_for(tiny: NovelViewPipeline) -> None:

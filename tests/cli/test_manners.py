@@ -117,7 +117,7 @@ def test_the_page_says_its_address_as_the_one_object_and_serves(
 ) -> None:
     pytest.importorskip("gradio")
 
-    def serve(studio: object, host: str, port: int, ready: Callable[[str], None]) -> None:
+    def serve(studio: object, host: str, port: int, ready: Callable[[str], None], token: str | None) -> None:
         ready(f"http://{host}:{port}")
         raise KeyboardInterrupt
 

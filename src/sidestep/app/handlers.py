@@ -45,14 +45,17 @@ class Handlers:
             Path(path).unlink(missing_ok=True)
 
     def example(self, model: str, event: gr.EventData, request: gr.Request) -> Iterator[Updates]:
-        yield from self._open(self._examples[int(event.index)], model, request)
+        number = event.index
+        if not isinstance(number, int) or not 0 <= number < len(self._examples):
+            raise gr.Error("There is no such example.", print_exception=False)
+        yield from self._open(self._examples[number], model, request)
 
     def _open(self, path: Path, model: str, request: gr.Request) -> Iterator[Updates]:
         """upload, fov, photo, viewport, final, compare, video, download, status"""
         kept = (gr.skip(),) * 7
         yield (gr.skip(), *kept, told("Inversion of the photo"))
-        session = self._session(request)
         try:
+            session = self._session(request)
             fov = session.open(path)
             photo = data_url(session.picture(model))
         except Exception as error:
@@ -147,7 +150,10 @@ class Handlers:
     def begin(self, request: gr.Request) -> Updates:
         """turn, status, cancel: at once, also where others' work goes first."""
         waiting = told(WAITING if self._sessions.busy else STARTING)
-        return self._session(request).begin(), waiting, gr.update(interactive=True)
+        try:
+            return self._session(request).begin(), waiting, gr.update(interactive=True)
+        except SidestepError as error:
+            raise _error(error) from None
 
     def make(
         self,
@@ -176,8 +182,8 @@ class Handlers:
         def only(status: dict[str, Any], working: bool) -> Updates:
             return status, *(gr.skip(),) * 4, gr.update(interactive=working)
 
-        session = self._session(request)
         try:
+            session = self._session(request)
             settings = Settings(
                 model,
                 _filled(fov, "field of view", poses.FOV),
@@ -223,12 +229,12 @@ class Handlers:
 
     def fail(self, request: gr.Request) -> Updates:
         """status, cancel: gradio itself refused to start the work, and said why."""
-        self._session(request).cancel()
+        self._cancel(request)
         return told("Nothing was made.", tone="bad"), gr.update(interactive=False)
 
     def cancel(self, request: gr.Request) -> Updates:
         """status, cancel"""
-        self._session(request).cancel()
+        self._cancel(request)
         return told("Cancelled."), gr.update(interactive=False)
 
     def leave(self, request: gr.Request) -> None:
@@ -237,6 +243,10 @@ class Handlers:
 
     def _session(self, request: gr.Request) -> Session:
         return self._sessions.of(str(request.session_hash))
+
+    def _cancel(self, request: gr.Request) -> None:
+        if (session := self._sessions.find(str(request.session_hash))) is not None:
+            session.cancel()
 
 
 def categories(pipe: NovelViewPipeline) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ import gradio as gr
 from sidestep.app import parts
 from sidestep.app.handlers import MAKE_VIEW, ON_DEMAND, SINGLE, Handlers, categories, reads_text
 from sidestep.app.poses import Pose
-from sidestep.app.session import MAX_FRAMES, Sessions, Studio
+from sidestep.app.session import MAX_FPS, MAX_FRAMES, MAX_SESSIONS, Sessions, Studio
 from sidestep.images import load_image, resize_and_crop
 from sidestep.models import BUNDLED
 from sidestep.pipeline import DEFAULT_FOV, Fusion
@@ -92,6 +92,8 @@ def build_page(studio: Studio, sessions: Sessions, examples: Sequence[Path]) -> 
     with gr.Blocks(title="Sidestep", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         _connect(page, _lay_out(studio, examples), Handlers(studio, sessions, examples))
     page.queue(max_size=128, default_concurrency_limit=4, api_open=False)
+    page.state_session_capacity = 2 * MAX_SESSIONS  # whose pictures gradio keeps, for links that this page has not
+    page.has_launched = True  # else gradio takes any file of this machine for an upload
     return page
 
 
@@ -134,7 +136,7 @@ def _lay_out(studio: Studio, photos: Sequence[Path]) -> Controls:
             with gr.Column(visible=False) as film:
                 with gr.Row():
                     frames = gr.Slider(2, MAX_FRAMES, 24, step=1, label="Frames", min_width=120, elem_id="frames")
-                    fps = gr.Slider(1, 60, 12, step=1, label="Frames a second", min_width=120)
+                    fps = gr.Slider(1, MAX_FPS, 12, step=1, label="Frames a second", min_width=120)
                 with gr.Row():
                     smooth = gr.Checkbox(label="Start and stop gently", min_width=120)
                     loop = gr.Checkbox(label="Play there and back", min_width=120)
@@ -236,7 +238,8 @@ def _connect(page: gr.Blocks, on: Controls, do: Handlers) -> None:
     newest: dict[str, Any] = {"trigger_mode": "always_last"}
     follow: dict[str, Any] = {"fn": do.follow, "js": _HAS_PHOTO, **quiet, **newest}
     follow |= {"inputs": [*scene, on.photo], "outputs": [on.coarse, on.viewport, on.photo]}
-    follow["concurrency_limit"] = None  # who waits for the model is not gradio's affair, but the studio's
+    # Who waits for the model is the studio's affair, but waits in one of gradio's 40 threads, and others need some.
+    follow["concurrency_limit"] = 16
 
     on.upload.upload(do.upload, [on.upload, on.model], opened, **quiet).then(**follow)
     on.examples.click(do.example, [on.model], opened, **quiet).then(**follow)

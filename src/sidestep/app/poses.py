@@ -46,7 +46,7 @@ class Pose:
         """
         try:
             pose = cls(float(numbers["yaw"]), float(numbers["pitch"]), float(numbers["distance"]))
-        except (TypeError, KeyError, ValueError):
+        except (TypeError, KeyError, ValueError, OverflowError):
             raise SidestepError("the camera needs a yaw, a pitch and a distance; fill in all three") from None
         for name, value, (low, high) in (
             ("yaw", pose.yaw, YAW),

@@ -1,4 +1,4 @@
-"""Serves the page: on which address, with which limits, from which private folder."""
+"""Serves the page: on which address, to whom, from which private folder."""
 
 import asyncio
 import ipaddress
@@ -13,24 +13,31 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse
-from starlette.datastructures import Headers
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.staticfiles import StaticFiles
 
+from sidestep.app.door import Door
 from sidestep.app.session import MAX_BYTES, Sessions, Studio
+from sidestep.app.uploads import Uploads
+from sidestep.app.visitors import Visitors
 from sidestep.errors import SidestepError
 from sidestep.models import BUNDLED, model_folder
 
 LOOPBACK = ("127.0.0.1", "localhost")
-SWEEP = 10  # seconds between looking for sessions whose time is over
+SWEEP = 10  # seconds between looking for sessions and uploads whose time is over
 STATIC = Path(__file__).parent / "static"
 
 # What gradio and the scene need, and nothing from anywhere else.
 _POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"
-MAX_REQUEST = MAX_BYTES + 2**20  # one photo and what is sent around it
+_OWN_HEADERS = [
+    (b"content-security-policy", _POLICY.encode()),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"referrer-policy", b"same-origin"),
+    (b"x-content-type-options", b"nosniff"),
+]
 
 
-def serve(studio: Studio, host: str, port: int, ready: Callable[[str], None]) -> None:
+def serve(studio: Studio, host: str, port: int, ready: Callable[[str], None], token: str | None = None) -> None:
     """Serves the page until the process is told to stop.
 
     Args:
@@ -38,49 +45,76 @@ def serve(studio: Studio, host: str, port: int, ready: Callable[[str], None]) ->
         host: address to listen on; other machines reach the page only where it is not loopback's.
         port: 0 takes a free one.
         ready: called with the page's address once it answers.
+        token: what lets a visitor in; without one everybody is, and no address but loopback's is listened on.
 
     Raises:
-        SidestepError: if the first model cannot be loaded, or the address is not to be had.
+        SidestepError: if the first model cannot be loaded, the address is not to be had, or the token is missing or
+            too short.
     """
+    if token is None and not _is_loopback(host):
+        raise SidestepError(f"{host} can be reached from other machines; give it a --token, or stay on {LOOPBACK[0]}")
     listening = _listen(host, port)
     with listening, tempfile.TemporaryDirectory(prefix="sidestep-app-") as folder:
-        app = build_app(studio, Path(folder), host)
-        ready(f"http://{host}:{listening.getsockname()[1]}")
+        port = listening.getsockname()[1]
+        app = build_app(studio, Path(folder), host, port, token)
+        ready(f"http://{host}:{port}")
         sessions: Sessions = app.state.sessions
+        uploads: Uploads = app.state.uploads
 
         async def sweep() -> None:
-            sessions.sweep()
+            await asyncio.to_thread(sessions.sweep)
+            await asyncio.to_thread(uploads.sweep)
 
         config = uvicorn.Config(
-            app, log_level="warning", timeout_graceful_shutdown=1, callback_notify=sweep, timeout_notify=SWEEP
+            app,
+            http="h11",  # takes headers of a limited length alone
+            ws="none",
+            log_level="warning",
+            timeout_graceful_shutdown=1,
+            callback_notify=sweep,
+            timeout_notify=SWEEP,
         )
         _Server(config, sessions).run(sockets=[listening])
 
 
-def build_app(studio: Studio, folder: Path, host: str = LOOPBACK[0]) -> FastAPI:
+def build_app(
+    studio: Studio, folder: Path, host: str = LOOPBACK[0], port: int = 7860, token: str | None = None
+) -> FastAPI:
     """The page as an application that any ASGI server runs.
 
     Args:
         folder: private; uploads and results go there.
         host: what it is reached by; loopback's name alone is answered where it is loopback's.
+        token: what lets a visitor in; without one everybody is.
     """
+    visitors = Visitors(token, f"sidestep-{port}")
     # Gradio reads these when it is imported and when components are made.
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    # Else it keeps a table of 10,000 calls and takes its percentiles anew after each call.
+    os.environ["GRADIO_ANALYTICS_MAX_EVENTS"], os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = "1", str(10**9)
     import gradio as gr
 
     from sidestep.app.page import build_page
 
     app = FastAPI(openapi_url=None)
-    app.add_middleware(_Guard)
+    app.state.sessions, app.state.uploads = Sessions(studio, folder), Uploads(folder)
+    page = build_page(studio, app.state.sessions, example_photos())
+    # The last one that is added comes first.
+    app.add_middleware(
+        Door,
+        visitors=visitors,
+        sessions=app.state.sessions,
+        uploads=app.state.uploads,
+        functions=page.fns,
+        folder=folder,
+    )
     app.add_middleware(_Headers)
     if _is_loopback(host):
         # A page elsewhere must not reach this one through a name that it points here.
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, host])
     app.get("/sidestep/model-card")(_model_card)
     app.mount("/sidestep", StaticFiles(directory=STATIC))
-    app.state.sessions = Sessions(studio, folder)
-    page = build_page(studio, app.state.sessions, example_photos())
     return gr.mount_gradio_app(
         app,
         page,
@@ -157,34 +191,6 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-class _Guard:
-    """Refuses what another site's page sends, and what is larger than a photo.
-
-    A browser sends an upload to any address without asking there first.
-    """
-
-    def __init__(self, app: Any) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        answer = self._app
-        if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD", "OPTIONS"):
-            headers = Headers(scope=scope)
-            if _is_foreign(headers):
-                answer = PlainTextResponse("Sent by another site's page", status_code=403)
-            elif "transfer-encoding" in headers or int(headers.get("content-length", 0)) > MAX_REQUEST:
-                answer = PlainTextResponse("Too large", status_code=413)
-        await answer(scope, receive, send)
-
-
-def _is_foreign(headers: Headers) -> bool:
-    site = headers.get("sec-fetch-site")
-    if site is not None:
-        return site not in ("same-origin", "none")
-    origin = headers.get("origin")  # from browsers that do not tell the site; programs tell neither
-    return origin is not None and origin.partition("://")[2] != headers.get("host")
-
-
 class _Headers:
     """Adds to each answer what keeps the page to itself."""
 
@@ -194,8 +200,7 @@ class _Headers:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         async def with_headers(message: Any) -> None:
             if message["type"] == "http.response.start":
-                own = [(b"content-security-policy", _POLICY.encode()), (b"referrer-policy", b"no-referrer")]
-                message = {**message, "headers": [*message["headers"], *own]}
+                message = {**message, "headers": [*message["headers"], *_OWN_HEADERS]}
             await send(message)
 
         await self._app(scope, receive, with_headers)

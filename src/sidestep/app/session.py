@@ -1,7 +1,7 @@
 """What the server keeps for its users: the models that all share, and each one's photo, work and files."""
 
+import secrets
 import shutil
-import tempfile
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -29,14 +29,19 @@ from sidestep.pipeline import Fusion, NovelViewPipeline, Progress, Reference, Vi
 MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 50_000_000
 MAX_FRAMES = 60
+MAX_FPS = 60
 MAX_STEPS = 100
-MAX_SESSIONS = 32
+MAX_SESSIONS = 64
 UNUSED = 3600.0  # seconds after which a session ends that nobody used
+SPARE = 60.0  # the same where somebody else is in need of its place
+SPARE_WAITING = 600.0  # the same where it waits for others' work to end
 AWAY = 300.0  # the same where its page was closed, or its connection broke
 REFERENCES = 2  # inverted photos that a session keeps, one a model
 LAST_STEP = 30.0  # seconds that a cancelled step may still take
 LAST_STEP_AT_END = 10.0  # the same where the server ends
 FORMATS = ("JPEG", "PNG", "WEBP")  # no format whose reader starts another program
+ARCHIVE, VIDEO = "sidestep-views.zip", "video.mp4"
+_FOLDER = "session-"
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,7 @@ class Studio:
         """
         self.models = list(dict.fromkeys(models))
         self.turns = Turns()
+        self.decoding = Lock()  # a photo of MAX_PIXELS takes a few hundred MB, so one at a time
         self.describe = describe
         self._load = load
         self._loaded: dict[str, NovelViewPipeline] = {}
@@ -168,7 +174,8 @@ class Session:
         self._turn = 0  # of the work that may go on
         self.wanted = False  # whether work was asked for and not cancelled
         self.patience = UNUSED  # seconds that it may lie unused
-        self.until = monotonic() + self.patience
+        self.used = monotonic()  # last
+        self.left = False  # whether its page was closed since
         self._lock = Lock()  # of the two about turns
         self._working = Lock()
         self._closed = False
@@ -179,8 +186,23 @@ class Session:
         return self._working.locked()
 
     @property
+    def spare(self) -> bool:
+        """Whether it can make room for somebody else's."""
+        unused = monotonic() - self.used
+        return not self.busy and (self.left or unused > (SPARE_WAITING if self.wanted else SPARE))
+
+    @property
+    def over(self) -> bool:
+        """Whether its time is."""
+        return not self.busy and monotonic() - self.used > self.patience
+
+    @property
     def has_photo(self) -> bool:
         return self._photo is not None
+
+    def made(self, file: Path) -> bool:
+        """Whether this is a result of it that its user may have."""
+        return file.name in (ARCHIVE, VIDEO) and file.parent.parent == self._folder
 
     def open(self, path: Path) -> float | None:
         """Takes a copy of a photo, forgets the one before and ends the work on it.
@@ -200,7 +222,8 @@ class Session:
                 raise SidestepError(
                     f"{path}: {width}x{height} is larger than {MAX_PIXELS // 10**6} megapixels; shrink it first"
                 )
-            size = load_image(path).size
+            with self._studio.decoding:
+                size = load_image(path).size
             fov = exif_fov(path)
         except SidestepError as error:
             raise SidestepError(str(error).replace(str(path), path.name)) from None
@@ -353,6 +376,8 @@ class Session:
             raise SidestepError(f"{settings.steps} steps of sampling; use 1 to {MAX_STEPS}")
         if path is not None and not 2 <= path.frames <= MAX_FRAMES:
             raise SidestepError(f"a path of {path.frames} frames; use 2 to {MAX_FRAMES}")
+        if not 1 <= fps <= MAX_FPS:
+            raise SidestepError(f"{fps} frames a second; use 1 to {MAX_FPS}")
 
         def go_on() -> None:
             if self._turn != turn:
@@ -411,12 +436,12 @@ class Session:
             go_on()
             video = None
             if path is not None:
-                video = folder / "video.mp4"
+                video = folder / VIDEO
                 save_views(video, views.images, views.cameras, fps, loop)
                 if path.keys:
                     write_key_frames(path.key_frames, folder / "keys.yaml")
             files = sorted(folder.rglob("*"))
-            archive = folder / "sidestep-views.zip"
+            archive = folder / ARCHIVE
             with atomic_path(archive) as temporary, zipfile.ZipFile(temporary, "w") as whole:
                 for file in files:
                     whole.write(file, file.relative_to(folder))
@@ -431,11 +456,11 @@ class Session:
 
 
 class Sessions:
-    """All users' sessions by the page's name for them; the longest unused one goes when there are too many."""
+    """All users' sessions by the page's name for them."""
 
     def __init__(self, studio: Studio, folder: Path) -> None:
         self._studio, self._folder = studio, folder
-        self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self._sessions: OrderedDict[str, Session] = OrderedDict()  # the longest unused one first
         self._lock = Lock()
 
     def __len__(self) -> int:
@@ -448,20 +473,38 @@ class Sessions:
             return any(session.busy for session in self._sessions.values())
 
     def of(self, name: str) -> Session:
-        """The session of this name, a new one where there is none."""
+        """The session of this name, a new one where there is none, in place of one that is not used.
+
+        Raises:
+            SidestepError: if all are.
+        """
+        last = None
         with self._lock:
             if name not in self._sessions:
-                # An unguessable folder, because a file is served to whoever knows its path.
-                folder = Path(tempfile.mkdtemp(dir=self._folder, prefix="session-"))
+                if len(self._sessions) >= MAX_SESSIONS:
+                    spare = next((key for key, each in self._sessions.items() if each.spare), None)
+                    if spare is None:
+                        raise SidestepError(f"{MAX_SESSIONS} people use this page now; try again in a few minutes")
+                    last = self._sessions.pop(spare)
+                folder = self._folder / f"{_FOLDER}{secrets.token_hex(16)}"
+                folder.mkdir(mode=0o700)
                 self._sessions[name] = Session(self._studio, folder)
-            self._sessions.move_to_end(name)
-            self._sessions[name].until = monotonic() + self._sessions[name].patience
-            idle = [key for key, session in self._sessions.items() if not session.busy and key != name]
-            gone = [self._sessions.pop(key) for key in idle[: max(0, len(self._sessions) - MAX_SESSIONS)]]
             session = self._sessions[name]
-        for old in gone:
-            old.close()
+            self._sessions.move_to_end(name)
+            session.used, session.left = monotonic(), False
+        if last is not None:
+            last.close()
         return session
+
+    def find(self, name: str) -> Session | None:
+        """The session of this name; asking for it does not count as using it."""
+        with self._lock:
+            return self._sessions.get(name)
+
+    def maker(self, file: Path) -> str | None:
+        """The name of the session that this is a result of."""
+        with self._lock:
+            return next((name for name, session in self._sessions.items() if session.made(file)), None)
 
     def leave(self, name: str) -> None:
         """Ends the work of this name's session, and in a while the session, unless it is asked for before.
@@ -469,18 +512,16 @@ class Sessions:
         A page that was closed looks like one whose connection broke, or whose machine sleeps. What it asked for
         last can arrive after that, so a session that was left once never again gets as long as others.
         """
-        with self._lock:
-            session = self._sessions.get(name)
+        session = self.find(name)
         if session is not None:
             session.cancel()
             session.patience = AWAY
-            session.until = monotonic() + session.patience
+            session.used, session.left = monotonic(), True
 
     def sweep(self) -> None:
         """Closes the sessions whose time is over; to be called now and then."""
         with self._lock:
-            over = [key for key, each in self._sessions.items() if each.until < monotonic() and not each.busy]
-            gone = [self._sessions.pop(key) for key in over]
+            gone = [self._sessions.pop(key) for key in [key for key, each in self._sessions.items() if each.over]]
         for session in gone:
             session.close()
 
@@ -493,6 +534,11 @@ class Sessions:
         self._studio.turns.stop(LAST_STEP_AT_END)
         for session in sessions:
             session.wait(LAST_STEP_AT_END)
+
+
+def is_session(entry: Path) -> bool:
+    """Whether this entry of the private folder is a session's."""
+    return entry.name.startswith(_FOLDER)
 
 
 def _check_format(path: Path) -> None:

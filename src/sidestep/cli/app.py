@@ -20,9 +20,18 @@ def app(
         typer.Option(help="BLIP's folder or hub id, for prompts that describe the photo (default: as in view)."),
     ] = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen on. Other than loopback's, it lets every machine that reaches it in.")
+        str, typer.Option(help="Address to listen on. Other than loopback's, other machines reach it: give a token.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 7860,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            envvar="SIDESTEP_TOKEN",
+            show_envvar=False,
+            help="What the page asks each visitor for. Others on this machine see a command line: prefer the "
+            "environment's SIDESTEP_TOKEN.",
+        ),
+    ] = None,
     device: Device = None,
 ) -> None:
     """Open a page to drag a camera round a photo's subject and make views, videos and their cameras."""
@@ -48,4 +57,4 @@ def app(
         stop_spinner()
         print(f"Sidestep is at {url} (Ctrl-C stops it)", flush=True)
 
-    serve(studio, host, port, ready)
+    serve(studio, host, port, ready, token)

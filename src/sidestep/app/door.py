@@ -1,0 +1,256 @@
+"""What of a request reaches the page: from whom, from which site, how large, for which of its parts, whose session.
+
+Gradio serves more than this page needs: functions for programs, links to saved states, a proxy, an editor. What is not
+listed here is not there.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+from starlette.datastructures import Headers, QueryParams
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
+
+from sidestep.app.session import MAX_BYTES, Sessions
+from sidestep.app.uploads import Full, Uploads, in_time
+from sidestep.app.visitors import PROGRAM, Visitors
+
+MAX_UPLOAD = MAX_BYTES + 2**20  # one photo and what is sent around it
+MAX_BODY = 2**18  # settings, the poses of a path, and long prompts
+
+API = "/gradio_api"
+ENTER = "/sidestep/enter"
+UPLOAD, JOIN, RUN = f"{API}/upload", f"{API}/queue/join", f"{API}/run/"
+EVENTS, HEARTBEAT, FILE = f"{API}/queue/data", f"{API}/heartbeat/", f"{API}/file="
+SENT = (UPLOAD, JOIN, f"{API}/cancel", f"{API}/reset")
+READ: tuple[str, ...] = ("/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", EVENTS)
+READ += (f"{API}/app_id", f"{API}/info", f"{API}/startup-events", f"{API}/theme.css", f"{API}/upload_progress")
+READ_BELOW = ("/assets/", "/static/", "/svelte/", "/sidestep/", HEARTBEAT, FILE)
+OPEN = ("/manifest.json",)  # a browser asks for it without its cookies
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # of a session
+
+# A link elsewhere does not send a cookie that is meant for its own site; this page, loaded once more by itself, does.
+_AGAIN = HTMLResponse('<!doctype html><title>Sidestep</title><meta http-equiv="refresh" content="0">')
+_ASK = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>Sidestep</title>
+<style>
+body { font: 1rem/1.5 system-ui, sans-serif; max-width: 24rem; margin: 20vh auto; padding: 0 1rem }
+input, button { font: inherit; box-sizing: border-box; width: 100%; margin-top: .5rem; padding: .5rem }
+@media (prefers-color-scheme: dark) { body { background: #14181f; color: #e6e9ef } }
+</style>
+<form method="post" action="sidestep/enter">
+<h1>Sidestep</h1>
+<label>The token that this page was started with<input name="token" type="password" autofocus required></label>
+<button>Enter</button>
+</form>
+</html>"""
+
+
+class _Refused(Exception):
+    def __init__(self, status: int, words: str) -> None:
+        self.answer = PlainTextResponse(words, status)
+
+
+class Door:
+    """Lets through what the page itself would ask, and answers the rest."""
+
+    def __init__(
+        self,
+        app: Any,
+        visitors: Visitors,
+        sessions: Sessions,
+        uploads: Uploads,
+        functions: Mapping[int, Any],
+        folder: Path,
+    ) -> None:
+        """
+        Args:
+            functions: what the page's events call, as gradio keeps it, by its number.
+            folder: where gradio puts uploads.
+        """
+        self._app, self._visitors, self._sessions, self._uploads = app, visitors, sessions, uploads
+        self._functions, self._folder = functions, folder
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            try:
+                await self._enter(scope, receive, send)
+            except _Refused as refused:
+                await refused.answer(scope, receive, send)
+            except ClientDisconnect:  # there is nobody to tell
+                pass
+        else:
+            await send({"type": "websocket.close", "code": 1008})
+
+    async def _enter(self, scope: Any, receive: Any, send: Any) -> None:
+        request, path = Request(scope, receive), scope["path"]
+        if scope["method"] not in ("GET", "HEAD", "POST"):
+            raise _Refused(405, "Only GET, HEAD and POST are answered")
+        if _is_foreign(request.headers):
+            if not _is_link(scope, request.headers):
+                raise _Refused(403, "Sent by another site's page")
+            return await _AGAIN(scope, receive, send)
+        _check_size(request.headers, MAX_UPLOAD if path == UPLOAD else MAX_BODY)
+        visitor = self._visitors.known(request.headers)
+        secure = scope["scheme"] == "https"
+        if self._visitors.asks and (path == ENTER or (path == "/" and "token" in request.query_params)):
+            cookie = None if visitor else self._visitors.greet(secure)
+            return await (await self._admit(request, cookie))(scope, receive, send)
+        if visitor is None and path not in OPEN:
+            return await _ask(path)(scope, receive, send)
+        _check_route(scope["method"], path)
+        if path == "/" and visitor == PROGRAM:
+            send = _with(send, self._visitors.greet(secure))
+        await self._pass(request, visitor or PROGRAM, send)
+
+    async def _pass(self, request: Request, visitor: str, send: Any) -> None:
+        """Passes on what the visitor asks of a session of theirs, or of none."""
+        scope, receive, path = request.scope, request.receive, request.scope["path"]
+        if path == UPLOAD:
+            _check_type(request.headers, "multipart/form-data")
+            try:
+                with self._uploads.place(visitor):
+                    return await self._app(scope, in_time(receive), send)
+            except Full as full:
+                raise _Refused(503, str(full)) from None
+        if scope["method"] == "POST":
+            receive = await self._checked(request, visitor)
+        elif path == EVENTS:
+            self._check_owner(visitor, _only(request.query_params))
+        elif path.startswith(HEARTBEAT):
+            self._check_owner(visitor, path.removeprefix(HEARTBEAT))
+        elif path.startswith(FILE):
+            maker = self._sessions.maker(Path(path.removeprefix(FILE)))
+            if maker is None or not self._visitors.may_use(visitor, maker):
+                raise _Refused(403, "There is no such file of yours")
+        await self._app(scope, receive, send)
+
+    def _check_owner(self, visitor: str, session: Any) -> None:
+        if not isinstance(session, str) or not _NAME.fullmatch(session):
+            raise _Refused(400, "The session's name is missing, or is none")
+        if not self._visitors.may_use(visitor, session):
+            raise _Refused(403, "Another visitor's session; load the page again")
+
+    async def _checked(self, request: Request, visitor: str) -> Any:
+        """What was sent, to be received once more, if it is what the page would send."""
+        _check_type(request.headers, "application/json")
+        body = await request.body()
+        try:
+            told = json.loads(body)
+        except (ValueError, RecursionError):
+            raise _Refused(400, "Not JSON") from None
+        if not isinstance(told, dict):
+            raise _Refused(400, "Not a JSON object")
+        self._check_owner(visitor, told.get("session_hash"))
+        if request.scope["path"] == JOIN or request.scope["path"].startswith(RUN):
+            self._check_call(told)
+
+        async def again() -> Any:
+            return waiting.pop() if waiting else await request.receive()
+
+        waiting = [{"type": "http.request", "body": body, "more_body": False}]
+        return again
+
+    def _check_call(self, told: dict[str, Any]) -> None:
+        index, data = told.get("fn_index"), told.get("data")
+        function = self._functions.get(index) if isinstance(index, int) else None
+        if function is None or not isinstance(data, list) or len(data) != len(function.inputs) or told.get("batched"):
+            raise _Refused(422, "The page has no such function")
+        # Gradio would copy any file of this machine, or fetch any address, for who names it in place of an upload.
+        for path in _paths(told):
+            file = Path(path) if isinstance(path, str) else Path()
+            own = file.parent.parent == self._folder and re.fullmatch("[0-9a-f]{64}", file.parent.name)
+            if not own or file.name == "..":
+                raise _Refused(403, "Not an upload")
+
+    async def _admit(self, request: Request, cookie: str | None) -> Response:
+        if request.method == "POST":
+            _check_type(request.headers, "application/x-www-form-urlencoded")
+            told = parse_qs((await request.body()).decode("latin-1")).get("token", [""])[-1]
+        else:
+            told = request.query_params.get("token", "")
+        if not self._visitors.admits(told):
+            return _ask("/")
+        answer = RedirectResponse("../" if request.scope["path"] == ENTER else "./", 303)
+        if cookie is not None:
+            answer.headers["set-cookie"] = cookie
+        return answer
+
+
+def _is_foreign(headers: Headers) -> bool:
+    site = headers.get("sec-fetch-site")
+    if site is not None:
+        return site not in ("same-origin", "none")
+    origin = headers.get("origin")  # from browsers that do not tell the site; programs tell neither
+    return origin is not None and origin.partition("://")[2] != headers.get("host")
+
+
+def _is_link(scope: Any, headers: Headers) -> bool:
+    """Whether a user followed a link of another site to the page itself."""
+    told = headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")
+    return scope["method"] == "GET" and scope["path"] == "/" and told == ("navigate", "document")
+
+
+def _check_size(headers: Headers, limit: int) -> None:
+    if "transfer-encoding" in headers:
+        raise _Refused(411, "Its length has to be told")
+    length = headers.get("content-length", "0")
+    if not re.fullmatch("[0-9]+", length):
+        raise _Refused(400, "Its length is no number")
+    if len(length) > 12 or int(length) > limit:
+        raise _Refused(413, f"Too large; {limit // 2**10} KB are taken")
+
+
+def _check_type(headers: Headers, expected: str) -> None:
+    if headers.get("content-type", "").partition(";")[0].strip().lower() != expected:
+        raise _Refused(415, f"Not {expected}")
+
+
+def _check_route(method: str, path: str) -> None:
+    exact, below = (SENT, (RUN,)) if method == "POST" else (READ, READ_BELOW)
+    odd = ".." in path.split("/") or "\\" in path or not path.isprintable()
+    if odd or not (path in exact or path.startswith(below)):
+        raise _Refused(404, "Not found")
+
+
+def _only(query: QueryParams) -> str | None:
+    """The session that a query names, if it names one and no more."""
+    names = query.getlist("session_hash")
+    return names[0] if len(names) == 1 else None
+
+
+def _paths(told: Any) -> Iterator[Any]:
+    """Every path in what was sent, however deep."""
+    waiting = [told]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, dict):
+            if "path" in each:
+                yield each["path"]
+            waiting += each.values()
+        elif isinstance(each, list):
+            waiting += each
+
+
+def _ask(path: str) -> Response:
+    headers = {"www-authenticate": "Bearer"}
+    if path == "/":
+        return HTMLResponse(_ASK, 401, headers)
+    return PlainTextResponse("The token is missing, or another", 401, headers)
+
+
+def _with(send: Any, cookie: str) -> Any:
+    async def sent(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message["headers"], (b"set-cookie", cookie.encode())]}
+        await send(message)
+
+    return sent

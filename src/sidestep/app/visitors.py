@@ -1,0 +1,82 @@
+"""Who asks: each browser by a sealed cookie, programs by the token; and whose a session is."""
+
+import hmac
+import secrets
+from collections import OrderedDict
+
+from starlette.datastructures import Headers
+from starlette.requests import cookie_parser
+
+from sidestep.errors import SidestepError
+
+SHORTEST_TOKEN = 16  # characters; what is shorter can be found by trying
+PROGRAM = ""  # the visitor that everybody is together who keeps no cookie
+MAX_OWNED = 4096  # sessions whose owner is remembered, far more than there are at a time
+
+
+class Visitors:
+    """Tells visitors apart, and lets no one in who does not know the token.
+
+    A cookie's seal is made with a key of the running server alone: nobody else makes one, and it says that who has it
+    was let in.
+    """
+
+    def __init__(self, token: str | None, cookie: str) -> None:
+        """
+        Args:
+            token: what lets in; None lets everybody in.
+            cookie: its name. Browsers tell apart hosts and not ports, so two servers of one host need two names.
+
+        Raises:
+            SidestepError: if the token is short, or cannot be sent in a header.
+        """
+        if token is not None and (len(token) < SHORTEST_TOKEN or not (token.isascii() and token.isprintable())):
+            raise SidestepError(
+                f"the token has to have {SHORTEST_TOKEN} or more letters and digits; "
+                "python -c 'import secrets; print(secrets.token_urlsafe())' makes one"
+            )
+        self.asks = token is not None
+        self.cookie = cookie
+        self._token = token
+        self._key = secrets.token_bytes(32)
+        self._owners: OrderedDict[str, str] = OrderedDict()
+
+    def known(self, headers: Headers) -> str | None:
+        """The visitor who sent these headers: None who was not let in yet, PROGRAM who has no cookie of ours."""
+        name, _, seal = cookie_parser(headers.get("cookie", "")).get(self.cookie, "").partition(".")
+        if name and _same(seal, self._seal(name)):
+            return name
+        scheme, _, told = headers.get("authorization", "").partition(" ")
+        if self.asks and not (scheme.lower() == "bearer" and self.admits(told.strip())):
+            return None
+        return PROGRAM
+
+    def admits(self, told: str) -> bool:
+        """Whether this is the token."""
+        return self._token is not None and _same(told, self._token)
+
+    def greet(self, secure: bool) -> str:
+        """The header that gives a browser its cookie.
+
+        Args:
+            secure: whether it came encrypted, and is to send the cookie in no other way.
+        """
+        name = secrets.token_urlsafe(16)
+        end = "; Secure" if secure else ""
+        return f"{self.cookie}={name}.{self._seal(name)}; Path=/; HttpOnly; SameSite=Strict{end}"
+
+    def may_use(self, visitor: str, session: str) -> bool:
+        """Whether a session is this visitor's; one that nobody used yet becomes it."""
+        owner = self._owners.setdefault(session, visitor)
+        self._owners.move_to_end(session)
+        if len(self._owners) > MAX_OWNED:
+            self._owners.popitem(last=False)
+        return owner == visitor
+
+    def _seal(self, name: str) -> str:
+        return hmac.digest(self._key, name.encode(), "sha256").hex()
+
+
+def _same(one: str, other: str) -> bool:
+    """Compares in a time that does not tell how much is right."""
+    return hmac.compare_digest(one.encode(), other.encode())
