@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from lock import EXTRA, LOCK, ROOT, graph, locked, project
 from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
+from packaging.utils import canonicalize_name
 
 from sidestep.files import atomic_path
 
@@ -197,22 +198,19 @@ def licence(distribution: metadata.Distribution) -> str:
     Raises:
         ValueError: if neither its metadata nor `STATED` say.
     """
-    fields = distribution.metadata
-    name = str(fields["Name"]).lower().replace("_", "-")
-    if expression := fields.get("License-Expression") or STATED.get(name):
-        return str(canonicalize_license_expression(expression))
-    classifiers = [text.rpartition(" :: ")[2] for text in fields.get_all("Classifier") or [] if "License ::" in text]
-    for said in (str(fields.get("License") or "").strip(), *classifiers):
+    about = distribution.metadata.json
+    name = canonicalize_name(str(about["name"]))
+    if expression := about.get("license_expression") or STATED.get(name):
+        return canonicalize_license_expression(str(expression))
+    classifiers = [text.rpartition(" :: ")[2] for text in about.get("classifier", []) if "License ::" in text]
+    for said in (str(about.get("license", "")).strip(), *classifiers):
         if said in SPOKEN:
             return SPOKEN[said]
         if said in ("BSD", "BSD License"):  # two licences are called so
-            return (
-                "BSD-3-Clause"
-                if re.search(r"[Nn]either the names?\s+of", _licence_text(distribution))
-                else "BSD-2-Clause"
-            )
+            third_clause = re.search(r"neither the names?\s+of", _licence_text(distribution), re.IGNORECASE)
+            return "BSD-3-Clause" if third_clause else "BSD-2-Clause"
         try:
-            return str(canonicalize_license_expression(said))
+            return canonicalize_license_expression(said)
         except InvalidLicenseExpression:
             continue
     raise ValueError(f"{name}: says nothing clear of its licence; read it, and put it into STATED of {__file__}")
