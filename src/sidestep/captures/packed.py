@@ -10,14 +10,17 @@ shard-00000.safetensors      the shard's index: what follows, and in its metadat
     size               (N, 2) int64          width and height of the picture that the camera takes
     lens               (N, 14) float64       3x3 intrinsics, k1, k2, k3, p1, p2; NaN where the photo is not distorted
     photo, mask, depth (N, 2) int64          first byte in the tar and number of bytes; -1, 0 where there is none
+    crc32              (N, 3) int64          of the bytes of these three; -1 where there is none
     points             (P, 3) float32        surface points, scene after scene
 
-An index names no file, so none can lead out of the pack.
+An index names no file, so none can lead out of the pack. It has a checksum (`checksums.py`) that is compared when it is
+read; a file's is, when that is. Packs of earlier versions have neither.
 """
 
 import itertools
 import json
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -32,11 +35,13 @@ from sidestep.cameras import Camera
 from sidestep.captures.lens import Array, Lens
 from sidestep.captures.scene import Frame, Scene
 from sidestep.captures.storage import Storage
+from sidestep.checksums import are_intact
 from sidestep.errors import SidestepError
 
 FORMAT = 1
 PLAN = "pack.json"
 FILES = ("photo", "mask", "depth")
+CRC32 = "crc32"
 NOWHERE = (-1, 0)
 _MOST_PLAN_BYTES = 64 * 2**20
 _MOST_INDEX_BYTES = 4 * 2**30
@@ -60,6 +65,7 @@ class Slice:
 
     Attributes:
         member: its name in the shard.
+        crc32: of its bytes; -1 where that is not known.
     """
 
     storage: Storage
@@ -67,6 +73,7 @@ class Slice:
     member: str
     start: int
     size: int
+    crc32: int
 
     @property
     def name(self) -> str:
@@ -79,7 +86,7 @@ class Slice:
         """The file, by one read or one request for a part of the shard.
 
         Raises:
-            SidestepError: if the shard is gone, cut short or cannot be read.
+            SidestepError: if the shard is gone, cut short, damaged or cannot be read.
         """
         try:
             data = self.storage.read(self.shard, self.start, self.size)
@@ -87,6 +94,16 @@ class Slice:
             raise gone(self.storage, self.shard) from None
         if len(data) < self.size:
             raise cut_short(self.storage, self.shard)
+        return self.check(data)
+
+    def check(self, data: bytes) -> bytes:
+        """The file's bytes, if they are the ones that were packed.
+
+        Raises:
+            SidestepError: if they are not.
+        """
+        if self.crc32 >= 0 and zlib.crc32(data) != self.crc32:
+            raise SidestepError(f"{self}: damaged; copy the shard again, or delete it and pack again")
         return data
 
 
@@ -260,11 +277,13 @@ def _read_index(storage: Storage, number: int) -> ShardIndex:
         try:
             with safe_open(file, framework="pt") as opened:
                 about = json.loads((opened.metadata() or {})["about"])
-                tensors = {key: opened.get_tensor(key) for key in _SHAPES}
+                tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (it is no dictionary)
+                if not are_intact(tensors, opened.metadata()):
+                    raise damaged
             _check(tensors, about)
             scenes = tuple(_scenes(storage, number, about, tensors))
         except SidestepError as error:  # a camera or a name that cannot be
-            raise SidestepError(f"{where}: {error}") from None
+            raise error if error is damaged else SidestepError(f"{where}: {error}") from None
         except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise damaged from None
     return ShardIndex(shard_name(number), about["size"], about["sha256"], about["made_of"], scenes)
@@ -291,6 +310,8 @@ def _check(tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
         count = points if key == "points" else frames
         if tensors[key].dtype != dtype or tensors[key].shape != (count, *shape):
             raise ValueError(key)
+    if CRC32 in tensors and (tensors[CRC32].dtype != torch.int64 or tensors[CRC32].shape != (frames, len(FILES))):
+        raise ValueError(CRC32)
     if not bool(((tensors["size"] > 0) & (tensors["size"] < _LONGEST_SIDE)).all()):
         raise ValueError("size")
     for key in FILES:
@@ -308,6 +329,7 @@ def _scenes(storage: Storage, number: int, about: dict[str, Any], tensors: dict[
     """The scenes of an index. What is taken out of the tensors is copied, and does not hold the file."""
     sizes, lenses = tensors["size"].tolist(), tensors["lens"].numpy()
     places = [tensors[key].tolist() for key in FILES]
+    sums = tensors.get(CRC32, torch.full((len(tensors["size"]), len(FILES)), -1)).T.tolist()
     row = point = 0
     for described in about["scenes"]:
         names = [name for name, *_ in described["frames"]]
@@ -316,8 +338,10 @@ def _scenes(storage: Storage, number: int, about: dict[str, Any], tensors: dict[
         frames = []
         for key, (name, *suffixes), camera in zip(keys, described["frames"], cameras, strict=True):
             photo, mask, depth = (
-                Slice(storage, shard_name(number), f"{key}.{suffix}", *place[row]) if place[row][1] else None
-                for suffix, place in zip(suffixes, places, strict=True)
+                Slice(storage, shard_name(number), f"{key}.{suffix}", place[row][0], place[row][1], crc32[row])
+                if place[row][1]
+                else None
+                for suffix, place, crc32 in zip(suffixes, places, sums, strict=True)
             )
             assert photo is not None  # as `_check` saw
             frames.append(Frame(name, photo, camera, _lens(lenses[row], *sizes[row]), mask, depth))
