@@ -33,6 +33,7 @@ from sidestep.captures.maps import Alpha, read_depth, write_depth, write_mask
 from sidestep.captures.packing import pack_captures
 from sidestep.captures.storage import Storage
 from sidestep.captures.streaming import stream_frames, stream_scenes
+from sidestep.checksums import DIGEST, with_checksums
 from sidestep.errors import SidestepError
 
 FRAMES_PER_SHARD = 5
@@ -640,6 +641,47 @@ def test_a_damaged_index_is_named(pack_copy: Path, length: float) -> None:
         read_captures(pack_copy)
 
 
+def test_no_flipped_bit_of_a_photo_or_an_index_is_read_as_good(pack_copy: Path, scenes: list[Scene]) -> None:
+    frame = next(frame for scene in scenes for frame in scene.frames)
+    shard, index = pack_copy / "shard-00000.tar", pack_copy / "shard-00000.safetensors"
+    data = shard.read_bytes()
+    place = data.index(frame.path.read_bytes()) + frame.path.stat().st_size - 20  # type: ignore[union-attr]
+    shard.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+    told = rf"^{shard}/.*/{Path(frame.name).stem}\.jpg: damaged; copy the shard again"
+    with pytest.raises(SidestepError, match=told):
+        read_captures(pack_copy)[0].frames[0].load()
+    with pytest.raises(SidestepError, match=told):
+        list(stream_frames(pack_copy))
+    data = index.read_bytes()
+    for place in np.random.default_rng(0).integers(8, len(data), 100).tolist():
+        index.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        if data[place] == ord(" ") and data[place : place + 8].strip() == b"":
+            continue  # what fills up the header
+        with pytest.raises(SidestepError, match=str(pack_copy)):
+            read_captures(pack_copy)
+
+
+def test_a_pack_of_an_earlier_version_is_read(pack_copy: Path, scenes: list[Scene]) -> None:
+    for path in pack_copy.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            kept = {name: file.get_tensor(name).clone() for name in file.keys() if name not in (DIGEST, "crc32")}  # noqa: SIM118
+        save_file(kept, path, metadata=metadata)
+    check_equal(read_captures(pack_copy), scenes)
+
+
+def test_two_packs_into_one_folder_do_not_meet(whole: Path, scenes: list[Scene], tmp_path: Path) -> None:
+    out = tmp_path / "pack"
+
+    def begin_another(done: int, total: int) -> None:
+        if done == 8:
+            with pytest.raises(SidestepError, match=f"^{out}: another process packs into it; wait"):
+                pack(scenes, out)
+
+    pack(scenes, out, progress=begin_another)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == contents(whole)
+
+
 def test_a_path_that_cannot_be_looked_at_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / ("x" * 300)
     with pytest.raises(SidestepError, match=rf"^{path}/pack\.json: cannot be read \("):
@@ -682,8 +724,10 @@ def change_index(pack: Path, change: Callable[[dict[str, torch.Tensor], dict[str
     with safe_open(path, framework="pt") as file:
         about = json.loads(file.metadata()["about"])
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    del tensors[DIGEST]
     change(tensors, about)
-    save_file(tensors, path, metadata={"about": json.dumps(about)})
+    metadata = {"about": json.dumps(about)}
+    save_file(with_checksums(tensors, metadata), path, metadata=metadata)
     return path
 
 
@@ -705,6 +749,7 @@ def set_scene(**values: Any) -> Callable[..., None]:
         set_value("photo", (0, 1), 0),
         set_value("photo", (0, 1), -1),
         set_value("mask", (0, 0), 5),
+        lambda tensors, about: tensors.update(crc32=tensors["crc32"][:-1].contiguous()),
         set_value("depth", (1, 1), 2**62),
         set_value("size", (0, 0), -4),
         set_value("size", (0, 0), 2**62),

@@ -6,8 +6,9 @@ import itertools
 import json
 import tarfile
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from sidestep.captures.lens import Array, Lens
 from sidestep.captures.packed import (
+    CRC32,
     FILES,
     FORMAT,
     NOWHERE,
@@ -34,7 +36,9 @@ from sidestep.captures.packed import (
 )
 from sidestep.captures.scene import Frame, Scene
 from sidestep.captures.storage import Storage
+from sidestep.checksums import with_checksums
 from sidestep.errors import SidestepError
+from sidestep.files import alone
 from sidestep.images import SUFFIXES, Stored
 
 CHECKSUMS = "SHA256SUMS"
@@ -79,9 +83,10 @@ def pack_captures(
         progress: called with (frames done, frames in all).
 
     Raises:
-        SidestepError: if `out` holds anything else, or a pack of other scenes or another size; if a file cannot be
-            read, or none of the scenes can be packed. A scene whose names fit in no pack is left out with a warning.
-            A file that has changed since the pack was begun is noticed if its number of bytes has.
+        SidestepError: if `out` holds anything else, or a pack of other scenes or another size, or another process is
+            packing into it; if a file cannot be read, or none of the scenes can be packed. A scene whose names fit in
+            no pack is left out with a warning. A file that has changed since it was packed is noticed by its number of
+            bytes, or if it was written after the shard, by its bytes; behind a URL by the former alone.
     """
     if frames_per_shard < 1:
         raise SidestepError(f"frames_per_shard is {frames_per_shard}; it must be 1 or more")
@@ -94,12 +99,23 @@ def pack_captures(
         "frames_per_shard": frames_per_shard,
         "shards": [_digest(run) for run in runs],
     }
+    storage.make()
+    busy = f"{storage}: another process packs into it; wait for that one to end, or name another folder"
+    with nullcontext() if storage.remote else alone(Path(storage.path, ".lock"), busy):
+        return _pack(storage, plan, runs, progress)
+
+
+def _pack(
+    storage: Storage, plan: dict[str, Any], runs: list[list[Scene]], progress: Callable[[int, int], None] | None
+) -> Packed:
     _claim(storage, plan)
-    storage.sweep(".shard-*.part.*")
+    storage.sweep(".*.part.*")
     done, size, sums = 0, 0, []
     for number, run in enumerate(runs):
         index = _finished(storage, plan, number)
-        if index is None:
+        if index is not None:
+            _refuse_rewritten(storage, index, run)
+        else:
             _write_shard(storage, number, run, plan["shards"][number], _from(progress, done, plan["frames"]))
             index = read_index(storage, plan, number)
         size += index.size
@@ -154,7 +170,6 @@ def _runs(scenes: list[Scene], frames_per_shard: int) -> Iterator[list[Scene]]:
 
 def _claim(storage: Storage, plan: dict[str, Any]) -> None:
     """Writes pack.json to a place that is empty, and refuses one that holds anything but this pack, whole or not."""
-    storage.make()
     stored = read_plan(storage)
     if stored is None:
         foreign = [name for name in storage.names() if not name.startswith(".")]
@@ -177,9 +192,31 @@ def _finished(storage: Storage, plan: dict[str, Any], number: int) -> ShardIndex
     try:
         index = read_index(storage, plan, number)
     except SidestepError as error:
-        warnings.warn(f"{error}; making it anew", stacklevel=3)
+        fault = str(error).partition(";")[0]
+        warnings.warn(f"{fault}; making it anew", stacklevel=4)
         return None
     return index if storage.size(index.shard) == index.size else None
+
+
+def _refuse_rewritten(storage: Storage, index: ShardIndex, scenes: list[Scene]) -> None:
+    """Refuses files that were written after their shard and are other ones, though as large as before.
+
+    A copy of a set is the same set: what is newer than the shard is read and compared, and nothing else is.
+    """
+    if storage.remote:
+        return
+    packed_at = Path(storage.path, index_name(int(index.shard[6:11]))).stat().st_mtime_ns
+    for scene, packed in zip(scenes, index.scenes, strict=True):
+        for frame, other in zip(scene.frames, packed.frames, strict=True):
+            for source, kept in zip(_sources(frame).values(), _sources(other).values(), strict=True):
+                if not isinstance(source, Path) or not isinstance(kept, Slice) or kept.crc32 < 0:
+                    continue
+                with _reading(source):
+                    is_newer = source.stat().st_mtime_ns > packed_at
+                if is_newer and zlib.crc32(_read(source)) != kept.crc32:
+                    raise SidestepError(
+                        f"{source}: has changed since it was packed; name another folder or delete {storage}"
+                    )
 
 
 def _write_shard(
@@ -187,6 +224,7 @@ def _write_shard(
 ) -> None:
     """Writes a shard, then its index, which says that the shard is whole."""
     places: dict[str, list[tuple[int, int]]] = {kind: [] for kind in FILES}
+    sums: list[list[int]] = []
     described = []
     with storage.writing(shard_name(number)) as temporary:
         with open(temporary, "wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
@@ -196,6 +234,7 @@ def _write_shard(
                 faults: list[SidestepError] = []
                 for key, frame in zip(keys, scene.frames, strict=True):
                     frame, files = _files(frame, faults)
+                    sums.append([zlib.crc32(files[kind]) if kind in files else -1 for kind in FILES])
                     for kind, source in _sources(frame).items():
                         place = NOWHERE
                         if source is not None:
@@ -207,13 +246,15 @@ def _write_shard(
                 described.append(_described(replace(scene, frames=tuple(packed))))
                 if faults:
                     told = f"{len(faults)} masks or depth maps left out; the first: {faults[0]}"
-                    warnings.warn(f"scene {scene.id}: {told}", stacklevel=3)
+                    warnings.warn(f"scene {scene.id}: {told}", stacklevel=4)
         size, sha256 = temporary.stat().st_size, _sha256(temporary)
     about = {"made_of": made_of, "size": size, "sha256": sha256, "scenes": described}
     tensors = _numbers(scenes) | {kind: torch.tensor(rows, dtype=torch.int64) for kind, rows in places.items()}
+    tensors[CRC32] = torch.tensor(sums, dtype=torch.int64)
+    # One entry, because safetensors writes several in no fixed order, and an index has fixed bytes.
+    metadata = {"about": json.dumps(about)}
     with storage.writing(index_name(number)) as temporary:
-        # One entry, because safetensors writes several in no fixed order, and an index has fixed bytes.
-        temporary.write_bytes(save(tensors, metadata={"about": json.dumps(about)}))
+        temporary.write_bytes(save(with_checksums(tensors, metadata), metadata=metadata))
 
 
 def _files(frame: Frame, faults: list[SidestepError]) -> tuple[Frame, dict[str, bytes]]:

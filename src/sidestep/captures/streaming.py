@@ -133,7 +133,7 @@ def _held(source: Any, stream: BinaryIO) -> Held | None:
     data = stream.read(source.size)
     if len(data) < source.size:
         raise EOFError
-    return Held(source, data)
+    return Held(source, source.check(data))
 
 
 def _frames(shards: Iterable[tuple[ShardIndex, Iterator[Frame]]]) -> Iterator[tuple[str, Frame]]:
