@@ -15,12 +15,10 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from sidestep.captures.inspection import inspect_captures
 from sidestep.captures.inspection_page import write_page
@@ -35,7 +33,7 @@ from sidestep.captures.reconstruction import (
 )
 from sidestep.captures.sources import collect, fingerprint
 from sidestep.errors import SidestepError
-from sidestep.files import make_folder, write_json
+from sidestep.files import alone, bring_to_disk, make_folder, write_json, writing
 
 MAX_SIZE = 1600  # pixels of the longest side; Gaussian splatting's usual limit too
 LEAST_PLACED, LEAST_SHARE = 3, 0.2
@@ -181,7 +179,8 @@ def import_photos(
     if Path.cwd().is_relative_to(place) or os.path.ismount(place):
         raise SidestepError(f"{folder}: cannot be replaced, being in use or mounted; name a folder in it")
     make_folder(place.parent)
-    with _alone(folder):
+    lock = place.with_name(f".{place.name}.import.lock")
+    with alone(lock, f"{folder}: another import into it is running; wait for it, or choose another folder"):
         earlier = _earlier(folder, settings)
         if earlier is not None:
             return earlier
@@ -194,6 +193,7 @@ def import_photos(
         result = _report(folder, photos, found, left_out)
         write_json(work / "scene" / "import.json", {**result.to_dict(), "settings": settings})
         _write_page(work, folder)
+        bring_to_disk(work / "scene")
         if place.exists():
             # Moved away before it is deleted: a kill in between must not leave half a folder under its name.
             shutil.rmtree(work / "old", ignore_errors=True)
@@ -201,26 +201,6 @@ def import_photos(
         os.replace(work / "scene", place)
         shutil.rmtree(work)
     return result
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keeps other processes from importing into `folder`."""
-    place = folder.resolve()
-    path = place.with_name(f".{place.name}.import.lock")
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise SidestepError(
-            f"{folder}: another import into it is running; wait for it, or choose another folder"
-        ) from None
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # of Windows, where releasing it deletes it
-            path.unlink()
-        lock.release()
 
 
 @contextmanager
@@ -270,19 +250,23 @@ def _prepare(
     """Fills the working folder with photos, unless it is of these settings already; these, and what was left out."""
     listed = work / "photos.json"
     if listed.is_file():
-        kept = json.loads(listed.read_text(encoding="utf-8"))
-        if kept["settings"] == settings:
-            return read_photos(work), kept["left_out"]
-        _log.info("%s: the photos or the settings have changed; beginning anew", source)
+        try:
+            kept = json.loads(listed.read_text(encoding="utf-8"))
+            if kept["settings"] == settings:
+                return read_photos(work), kept["left_out"]
+            _log.info("%s: the photos or the settings have changed; beginning anew", source)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            _log.warning("%s: damaged (%s); beginning anew", listed, error)
     shutil.rmtree(work, ignore_errors=True)
     (work / "photos").mkdir(parents=True)
-    photos, left_out = collect(
-        source,
-        work / "photos",
-        settings["frames"],
-        settings["max_size"],
-        lambda done, total: progress("photos", done, total),
-    )
+    with writing(work):
+        photos, left_out = collect(
+            source,
+            work / "photos",
+            settings["frames"],
+            settings["max_size"],
+            lambda done, total: progress("photos", done, total),
+        )
     kept = {"settings": settings, "photos": [asdict(photo) for photo in photos], "left_out": left_out}
     write_json(listed, kept)
     return photos, left_out

@@ -131,6 +131,11 @@ def reconstruct(work: Path, progress: Progress) -> Found:
             f"COLMAP ended in the middle (exit code {code}); {work / 'log.txt'} tells why. Run the same command again "
             "to go on, or delete that folder to begin anew"
         )
+    return _read_found(work)
+
+
+def _read_found(work: Path) -> Found:
+    """WORK/found.json."""
     return Found(**json.loads((work / "found.json").read_text(encoding="utf-8")))
 
 
@@ -175,7 +180,7 @@ def _main(work: Path) -> None:
     pycolmap = require_pycolmap()
     pycolmap.set_random_seed(0)
     photos = read_photos(work)
-    if not (work / "found.json").exists():
+    if not _has_found(work):
         database = work / "database.db"
         if not database.exists():
             _create_database(database, photos)
@@ -186,6 +191,14 @@ def _main(work: Path) -> None:
         progress("undistorting", 0, 1)
         _undistort(work, photos)
         progress("undistorting", 1, 1)
+
+
+def _has_found(work: Path) -> bool:
+    """Whether the model was found before, and what was found is not damaged."""
+    try:
+        return bool(_read_found(work))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _die_with_parent() -> None:
