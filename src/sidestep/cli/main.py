@@ -22,6 +22,7 @@ from sidestep.cli.pack import pack
 from sidestep.cli.prior import prior
 from sidestep.cli.terminal import Debug, Json, Manners, Quiet, answer, console, manners, set_up, spinner
 from sidestep.cli.training import encode, pretrain, train
+from sidestep.cli.verify import verify
 from sidestep.cli.view import view
 from sidestep.errors import SidestepError
 
@@ -171,6 +172,10 @@ app.command(
 app.command(rich_help_panel=DATA, epilog=_examples("sidestep evaluate --data captures --model bundled --out report"))(
     mannered(evaluate)
 )
+app.command(
+    rich_help_panel=DATA,
+    epilog=_examples("sidestep verify latents", "sidestep verify s3://bucket/captures", "sidestep verify runs/mine"),
+)(mannered(verify))
 capture.command(epilog=_examples("sidestep capture inspect captures --out inspect.html"))(mannered(inspect_captures))
 capture.command(
     name="import",

@@ -1,0 +1,27 @@
+"""`sidestep verify`: whether a store of latents, a pack or a run still holds what was written."""
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from sidestep.cli.terminal import manners, progress_bars, report
+
+
+def verify(
+    path: Annotated[str, typer.Argument(help="A store of latents, a pack or its URL, a run's folder or a checkpoint.")],
+) -> None:
+    """Read all of a store, pack or run and compare it with its checksums; exit with 1 if anything is damaged."""
+    from sidestep.verification import verify as read
+
+    with progress_bars() as progress:
+        bar = progress.add_task("files", total=None)
+        found = read(path, lambda done, total: progress.update(bar, completed=done, total=total))
+    told = asdict(found)
+    if not manners.json:
+        del told["faults"]
+        for fault in found.faults:
+            print(fault)
+    report({**told, "damaged": len(found.faults)})
+    if found.faults:
+        raise typer.Exit(1)

@@ -1,0 +1,114 @@
+"""Whether files still hold what was written: all of their bytes, which takes as long as reading them does.
+
+Sidestep itself compares what it reads when it reads it, so nobody needs this to be safe. It answers for a whole set at
+once: after a copy, or when training stops at numbers that are not finite.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from sidestep.captures.packed import is_pack, open_plan
+from sidestep.captures.packing import CHECKSUMS
+from sidestep.captures.storage import REMOTE_BYTES, Storage
+from sidestep.checksums import DIGEST, ROWS, are_intact, row_checksum
+from sidestep.errors import SidestepError
+from sidestep.latents import find_damage
+
+_LINE = re.compile(r"([0-9a-f]{64})  (shard-\d{5,}\.(?:tar|safetensors))")
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was found.
+
+    Attributes:
+        path: as it was given.
+        kind: "store of latents", "pack", or "run" for files of tensors.
+        files: that were read.
+        bytes: of these.
+        faults: what is damaged or missing, a line each, with what to do.
+    """
+
+    path: str
+    kind: str
+    files: int
+    bytes: int
+    faults: list[str]
+
+
+def verify(path: str | Path, progress: Progress | None = None) -> Verified:
+    """Reads all of a store of latents, of a pack (a folder or a URL), or of a run's checkpoints, and compares it.
+
+    Args:
+        path: of a folder, or of one file of tensors.
+        progress: called with (files read, files in all).
+
+    Raises:
+        SidestepError: if there is nothing that has checksums.
+    """
+    folder = Path(path)
+    if (folder / "store.json").exists():
+        size, faults = find_damage(folder, progress)
+        return Verified(str(path), "store of latents", len(list(folder.glob("shard-*"))), size, faults)
+    if is_pack(path):
+        return _pack(str(path), progress)
+    files = [folder] if folder.is_file() else sorted(folder.rglob("*.safetensors"))
+    return _run(str(path), files, progress)
+
+
+def _pack(path: str, progress: Progress | None) -> Verified:
+    storage = Storage.at(path)
+    open_plan(storage)
+    try:
+        lines = storage.read(CHECKSUMS).decode("ascii", errors="replace").splitlines()
+    except FileNotFoundError:
+        raise SidestepError(f"{storage}: not whole (no {CHECKSUMS}); run the same `sidestep pack` again") from None
+    size, faults = 0, []
+    for done, line in enumerate(lines, start=1):
+        listed = _LINE.fullmatch(line)
+        if listed is None:
+            raise SidestepError(f"{storage.locate(CHECKSUMS)}: damaged; copy it again, or delete it and pack again")
+        sha256, name = listed.groups()
+        found = hashlib.sha256()
+        try:
+            with storage.open(name) as file:
+                while data := file.read(REMOTE_BYTES):
+                    found.update(data)
+                    size += len(data)
+            if found.hexdigest() != sha256:
+                faults.append(f"{storage.locate(name)}: damaged; copy it again, or delete it and pack again")
+        except FileNotFoundError:
+            faults.append(f"{storage.locate(name)}: no such file; copy the pack again, or pack again")
+        if progress is not None:
+            progress(done, len(lines))
+    return Verified(path, "pack", len(lines), size, faults)
+
+
+def _run(path: str, files: list[Path], progress: Progress | None) -> Verified:
+    checked, size, faults = 0, 0, []
+    for done, file in enumerate(files, start=1):
+        try:
+            with safe_open(file, framework="pt") as opened:
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no dictionary)
+                intact = are_intact(tensors, opened.metadata() or {})
+            for name in (name for name in tensors if name.startswith(ROWS)):
+                rows = tensors[name.removeprefix(ROWS)]
+                intact = intact and [row_checksum(row) for row in rows] == tensors[name].tolist()
+            if DIGEST in tensors:
+                checked, size = checked + 1, size + file.stat().st_size
+            if not intact:
+                faults.append(f"{file}: damaged; delete it and run the command that made it again")
+        except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+            faults.append(f"{file}: damaged, or no .safetensors file ({error})")
+        if progress is not None:
+            progress(done, len(files))
+    if not checked and not faults:
+        raise SidestepError(f"{path}: holds nothing that has checksums; name a store, a pack, a run or a checkpoint")
+    return Verified(path, "run", checked, size, faults)
