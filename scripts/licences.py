@@ -92,7 +92,7 @@ FILES = (
         ("tests/data/world/*", "docs/furniture-world.jpg"),
         "scenes rendered of models, whose `source.json` name the creator of each ([more](tests/data/world/README.md)), "
         "and a picture of them",
-        f"{SCOPIA}, Dreadbwai, Jay-Artist, Cisco336, SonnySee, SaiZyca2, Nhumrod, MZiemys, Rameshrj",
+        f"{SCOPIA}, Dreadbwai, Jay-Artist, Cisco336, SonnySee, SaiZyca2, Nhumrod, MZiemys, Rameshrj, Dvachib",
         "CC0-1.0 AND CC-BY-3.0",
         "tests/data/world/LICENSE-Scopia.txt",
     ),

@@ -137,6 +137,18 @@ def test_every_file_that_is_not_plainly_ours_is_in_the_table() -> None:
             assert licences.is_listed(path) or any(fnmatch(Path(path).name, name) for name in beside), path
 
 
+def test_whoever_made_what_the_test_scenes_show_is_named() -> None:
+    """CC BY asks for it; each scene tells of its own models."""
+    sources = list((ROOT / "tests/data").rglob("source.json"))
+    assert sources
+    named = licences.files_table()
+    for source in sources:
+        about = json.loads(source.read_text(encoding="utf-8"))
+        for model in about.get("models", [about]):
+            for creator in re.split(r" and | / ", model["creator"]):
+                assert creator in named, source
+
+
 def test_the_table_of_files_names_none_that_is_not_there() -> None:
     paths = tracked()
     for entry in licences.FILES:
