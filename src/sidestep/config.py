@@ -1,6 +1,7 @@
 """An experiment's settings: a plain dataclass, filled from YAML and from `key=value` on the command line."""
 
 import re
+import reprlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,8 +12,11 @@ import yaml
 
 from sidestep.errors import SidestepError
 from sidestep.files import atomic_path
+from sidestep.inputs import read_text
 
 T = TypeVar("T")
+_MOST_BYTES = 64 * 2**10  # of a file; a key frame takes 50, and they are read at 40,000 a second
+_MOST_DIGITS = 40
 
 
 @dataclass_transform()
@@ -30,15 +34,10 @@ def load_config(cls: type[T], path: str | Path, overrides: Iterable[str] = ()) -
     Raises:
         SidestepError: if the file cannot be read, an override is no `key=value`, or a key or value does not fit `cls`.
     """
-    path = Path(path)
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
-    except yaml.MarkedYAMLError as error:
-        where = f"line {error.problem_mark.line + 1}" if error.problem_mark else "somewhere"
-        raise SidestepError(f"{path}: not readable as YAML: {error.problem} ({where})") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = str(error).splitlines()[0]
-        raise SidestepError(f"{path}: not a readable YAML file ({reason})") from None
+        data = _parsed(read_text(path, _MOST_BYTES)) or {}
+    except ValueError as error:
+        raise SidestepError(f"{path}: not readable as YAML: {error}") from None
     if not isinstance(data, dict):
         raise SidestepError(f"{path}: expected `key: value` lines, found a {type(data).__name__}")
     for override in overrides:
@@ -48,7 +47,8 @@ def load_config(cls: type[T], path: str | Path, overrides: Iterable[str] = ()) -
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise SidestepError(f"{path}: setting {key!r}: {first['msg']} (got {first['input']!r})") from None
+        given = reprlib.repr(first["input"])
+        raise SidestepError(f"{path}: setting {key!r}: {first['msg']} (got {given})") from None
 
 
 def save_config(config: Any, path: str | Path) -> None:
@@ -58,7 +58,27 @@ def save_config(config: Any, path: str | Path) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1, except that 1e-4 is a number, as in YAML 1.2: 1.1 wants a dot and a sign in it."""
+    """YAML 1.1, except that 1e-4 is a number, as in YAML 1.2: 1.1 wants a dot and a sign in it.
+
+    Without aliases, by which a few lines can stand for a value of any size.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            alias = self.peek_event()
+            problem = f"write out what *{alias.anchor} stands for"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=alias.start_mark)
+        return super().compose_node(parent, index)
+
+
+def _whole_number(loader: _Loader, node: yaml.ScalarNode) -> int:
+    # Of a number of a hundred thousand digits, in base 60 for one, not even a message can be made in time.
+    if len(node.value) > _MOST_DIGITS:
+        raise ValueError(f"{node.value[:_MOST_DIGITS]}... is a number too long for any setting")
+    return loader.construct_yaml_int(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -81,9 +101,20 @@ def _apply(data: dict[str, Any], override: str) -> None:
         if not isinstance(data, dict):
             raise SidestepError(f"{override!r}: {parent!r} holds no settings of its own")
     try:
-        data[last] = yaml.load(text, _Loader)
-    except yaml.YAMLError:
+        data[last] = _parsed(text)
+    except ValueError:
         raise SidestepError(f"{override!r}: the value is not readable as YAML") from None
+
+
+def _parsed(text: str) -> Any:
+    """What YAML says; a ValueError that tells in one line what is wrong with it."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        where = f"line {error.problem_mark.line + 1}" if error.problem_mark else "somewhere"
+        raise ValueError(f"{error.problem} ({where})") from None
+    except Exception as error:  # what makes a date or a number of text fails in many ways
+        raise ValueError(next(iter(str(error).splitlines()), type(error).__name__)) from None
 
 
 def _plain(value: Any) -> Any:

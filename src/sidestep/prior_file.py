@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from diffusers.loaders.single_file_utils import SingleFileComponentError, create_diffusers_clip_model_from_ldm
+from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -25,6 +25,7 @@ from sidestep.prior_folder import (
     load_schedule,
     load_tokenizer,
     read_index,
+    refuse_huge,
     text_suffixes,
     unreadable,
 )
@@ -183,7 +184,9 @@ def _layout(path: str, weights: Mapping[str, Tensor], prediction_type: str | Non
 def _network(network: Any, path: str, weights: dict[str, Tensor], folder: str, part: str) -> Any:
     """The U-Net or autoencoder, by diffusers."""
     try:
-        named = network.load_config(folder, subfolder=part).get("_class_name", network.__name__)
+        config = network.load_config(folder, subfolder=part)
+        refuse_huge(config)
+        named = config.get("_class_name", network.__name__)
         if named != network.__name__:
             raise SidestepError(f"{folder}/{part}: a single file holds a {network.__name__}, not a {named}")
         found = network.from_single_file(
@@ -194,7 +197,9 @@ def _network(network: Any, path: str, weights: dict[str, Tensor], folder: str, p
         )
     except NotImplementedError:  # torch's, of weights that the file gave no values
         raise SidestepError(f"{path}: some of the {part}'s weights are missing") from None
-    except (SingleFileComponentError, OSError, ValueError, RuntimeError, KeyError) as error:
+    except SidestepError:
+        raise
+    except Exception as error:  # weights and configs of a stranger's fail in many ways
         raise unreadable(f"{path}: its {part}", error) from error
     return found
 
@@ -211,7 +216,7 @@ def _text_encoder(path: str, weights: dict[str, Tensor], folder: str, part: str)
             config=folder,
             torch_dtype=torch.float32,
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except Exception as error:  # weights and configs of a stranger's fail in many ways
         raise unreadable(f"{path}: its {part}", error) from error
     if any(weight.is_meta for weight in found.parameters()):
         raise SidestepError(f"{path}: some of the {part}'s weights are missing")

@@ -15,9 +15,9 @@ from diffusers import (
     UNet2DModel,
     VQModel,
 )
-from safetensors import SafetensorError
 
 from sidestep.errors import SidestepError
+from sidestep.inputs import leads_out
 from sidestep.models.sums import check_sums
 from sidestep.prompts import EmptyPrompt, Readers, encode_prompts
 
@@ -27,6 +27,9 @@ UNETS: dict[str, Any] = {c.__name__: c for c in (UNet2DModel, UNet2DConditionMod
 
 # Where neither a folder nor an index tells what a repository holds, it is taken for one of Stable Diffusion's.
 USUAL_PARTS = frozenset({"vae", "unet", "scheduler", "text_encoder", "tokenizer"})
+
+# What a config claims is made before any weights are looked at.
+_MOST_LAYERS, _MOST_BLOCKS, _MOST_STEPS = 256, 64, 100_000
 
 
 def load_folder(
@@ -44,6 +47,7 @@ def load_folder(
         SidestepError: if a part is missing, unreadable, not in safetensors, not what its SHA256SUMS says, or not
             supported.
     """
+    refuse_links_out(folder)
     index = read_index(folder, hub)
     if index.get("requires_aesthetics_score"):
         raise SidestepError(f"{folder}: SDXL's refiner, which only goes on from its base model; use the base model")
@@ -101,7 +105,10 @@ def load_schedule(folder: str, hub: Mapping[str, Any]) -> dict[str, Any]:
     """
     try:
         config: dict[str, Any] = DDPMScheduler.load_config(folder, subfolder="scheduler", **hub)
-    except (OSError, ValueError) as error:
+        steps = config.get("num_train_timesteps", 1000)
+        if not isinstance(steps, int) or not 0 < steps <= _MOST_STEPS:
+            raise ValueError(f"{steps!r:.40} steps of noise; at most {_MOST_STEPS:,} are read")
+    except Exception as error:  # a config of a stranger's fails in many ways
         raise unreadable(f"{folder}/scheduler", error) from error
     return config
 
@@ -184,6 +191,7 @@ def _load(
     check_sums(Path(folder) / name)
     try:
         config = next(iter(classes.values())).load_config(folder, subfolder=name, **hub)
+        refuse_huge(config)
         class_name = config.get("_class_name")
         if class_name not in classes:
             raise SidestepError(f"{folder}/{name}: {class_name} is not supported; use one of {', '.join(classes)}")
@@ -192,17 +200,42 @@ def _load(
         return classes[class_name].from_pretrained(
             folder, subfolder=name, variant=variant, use_safetensors=True, torch_dtype=dtype, **hub, **unscaled
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except SidestepError:
+        raise
+    except Exception as error:  # a config of a stranger's fails in many ways
         raise unreadable(f"{folder}/{name}", error) from error
+
+
+def refuse_huge(config: Mapping[str, Any]) -> None:
+    """A ValueError where a network's config asks for more blocks or layers than any has, to be made for hours."""
+    for key, value in config.items():
+        values = value if isinstance(value, list | tuple) else [value]
+        most = _MOST_LAYERS if "layers" in key or "depth" in key else None
+        if len(values) > _MOST_BLOCKS or (most and any(isinstance(one, int) and one > most for one in values)):
+            raise ValueError(f"{key} is {str(value)[:40]}, more than any network has")
+
+
+def refuse_links_out(folder: str | Path) -> None:
+    """Refuses a model's folder a file of which is a link out of it: where it is handed on, so would that file be.
+
+    Raises:
+        SidestepError: naming the file.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        return
+    for path in (*root.glob("*"), *root.glob("*/*")):
+        if path.is_symlink() and leads_out(path, root):
+            raise SidestepError(f"{path}: a link out of the model's folder, to {path.resolve()}; copy it there")
 
 
 def read_index(folder: str, hub: Mapping[str, Any]) -> dict[str, Any]:
     """model_index.json; empty where there is none."""
     try:
         index: dict[str, Any] = DiffusionPipeline.load_config(folder, **hub)
-    except (OSError, ValueError):
+        return dict(index)
+    except Exception:  # there is none, or it is damaged; either way the parts tell themselves
         return {}
-    return index
 
 
 def _part_names(folder: str, index: Mapping[str, Any]) -> frozenset[str]:

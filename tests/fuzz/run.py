@@ -87,7 +87,9 @@ def apart(atheris: Any, name: str, given: argparse.Namespace) -> dict[str, Any]:
     empty = {"inputs": 0, "seconds": 1.0, "read": 0, "refused": 0, "faults": {}, "grown": 0}
     row: dict[str, Any] = json.loads(report.read_text()) if report.exists() else empty
     if status:
-        row["faults"][f"the process ended with {status}: {log.read_text()[-2000:]}"] = str(out / "last")
+        row["faults"][f"the process ended with {status}: {log.read_text()[-2000:]}"] = (
+            "the last input, where the log says"
+        )
     return row
 
 
@@ -107,12 +109,13 @@ def fuzz(atheris: Any, name: str, given: argparse.Namespace, out: Path) -> None:
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + SPARE, used + SPARE))
     memory = _peak()
+    print(f"the last input: {judge.folder}-last", flush=True)
     wanted, begun = given.inputs // (5 if target.slow else 1), time.monotonic()
-    count = 0
+    count, last = 0, judge.folder.with_name(f"{judge.folder.name}-last")
 
     def look(data: bytes) -> None:
         nonlocal count
-        (out / "last").write_bytes(data)  # there is no other way to know it if the process dies of it
+        last.write_bytes(data)  # there is no other way to know it if the process dies of it
         judge.look_at(data)
         count += 1
         over = count >= wanted or time.monotonic() - begun > given.seconds
@@ -126,6 +129,7 @@ def fuzz(atheris: Any, name: str, given: argparse.Namespace, out: Path) -> None:
             (out / "part.json").replace(out / "report.json")
         if over:
             judge.end()
+            last.unlink()
             os._exit(0)
 
     if atheris is None:

@@ -37,6 +37,7 @@ from sidestep.captures.scene import Frame, Scene
 from sidestep.captures.storage import Storage
 from sidestep.checksums import are_intact
 from sidestep.errors import SidestepError
+from sidestep.inputs import MOST_TEXT, leads_out
 
 FORMAT = 1
 PLAN = "pack.json"
@@ -44,7 +45,9 @@ FILES = ("photo", "mask", "depth")
 CRC32 = "crc32"
 NOWHERE = (-1, 0)
 _MOST_PLAN_BYTES = 64 * 2**20
-_MOST_INDEX_BYTES = 4 * 2**30
+_MOST_INDEX_BYTES = 2 * 2**30
+_MOST_FRAMES = 1_000_000  # of a shard
+_MOST_FILE_BYTES = 512 * 2**20  # of a photo or map, which is read whole
 _MOST_SHARD_BYTES = 2**50
 _LONGEST_SIDE = 2**24  # pixels, as in every reader
 _SHAPES: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
@@ -193,7 +196,7 @@ def read_index(storage: Storage, plan: dict[str, Any], number: int) -> ShardInde
     """The index of one shard, checked against the plan and, on a disk, against the shard's size.
 
     Raises:
-        SidestepError: if it is missing, damaged, of another pack, or does not fit its shard.
+        SidestepError: if it is missing, damaged, of another pack, does not fit its shard, or is a link out of the pack.
     """
     name, count = index_name(number), len(plan["shards"])
     try:
@@ -204,8 +207,12 @@ def read_index(storage: Storage, plan: dict[str, Any], number: int) -> ShardInde
         ) from None
     if index.made_of != plan["shards"][number]:
         raise SidestepError(f"{storage.locate(name)}: of another pack; copy or pack the set again")
-    if not storage.remote and storage.size(index.shard) != index.size:
-        raise cut_short(storage, index.shard)
+    if isinstance(storage.path, Path):
+        for file in (name, index.shard):
+            if leads_out(storage.path / file, storage.path):
+                raise SidestepError(f"{storage.locate(file)}: a link out of the pack; copy the file there")
+        if storage.size(index.shard) != index.size:
+            raise cut_short(storage, index.shard)
     return index
 
 
@@ -270,13 +277,16 @@ def gone(storage: Storage, shard: str) -> SidestepError:
 def _read_index(storage: Storage, number: int) -> ShardIndex:
     name = index_name(number)
     where = storage.locate(name)
-    if storage.remote and (storage.size(name) or 0) > _MOST_INDEX_BYTES:
+    if (storage.size(name) or 0) > _MOST_INDEX_BYTES:
         raise SidestepError(f"{where}: larger than {_MOST_INDEX_BYTES // 2**30} GiB, which no index is")
     damaged = SidestepError(f"{where}: damaged; copy it again, or delete it and pack again")
     with storage.local(name) as file:
         try:
             with safe_open(file, framework="pt") as opened:
-                about = json.loads((opened.metadata() or {})["about"])
+                text = (opened.metadata() or {})["about"]
+                if len(text) > MOST_TEXT:
+                    raise ValueError("about")
+                about = json.loads(text)
                 tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (it is no dictionary)
                 if not are_intact(tensors, opened.metadata()):
                     raise damaged
@@ -306,6 +316,8 @@ def _check(tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
             raise ValueError("names")
         frames += len(scene["frames"])
         points += scene["points"] or 0
+    if frames > _MOST_FRAMES:
+        raise ValueError("frames")
     for key, (dtype, shape) in _SHAPES.items():
         count = points if key == "points" else frames
         if tensors[key].dtype != dtype or tensors[key].shape != (count, *shape):
@@ -317,7 +329,7 @@ def _check(tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
     for key in FILES:
         start, size = tensors[key].unbind(1)
         # Each is bounded by itself first: the sum of two large ones would wrap around.
-        inside = (start >= 0) & (start <= whole) & (size > 0) & (size <= whole)
+        inside = (start >= 0) & (start <= whole) & (size > 0) & (size <= min(whole, _MOST_FILE_BYTES))
         inside &= start.where(inside, 0) + size.where(inside, 0) <= whole
         if key != "photo":
             inside |= (start == NOWHERE[0]) & (size == NOWHERE[1])

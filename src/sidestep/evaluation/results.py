@@ -1,12 +1,14 @@
 """What an evaluation found: plain data, which the report draws and `results.json` keeps."""
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+import pydantic
 
 from sidestep.errors import SidestepError
 from sidestep.files import write_json
+from sidestep.inputs import read_json
 
 Group = Literal["baseline", "model", "option", "limit", "predictions"]
 
@@ -175,36 +177,10 @@ class Results:
         Raises:
             SidestepError: if the file is missing or no such results.
         """
+        data = read_json(path)
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-            return _from_json(data)
-        except FileNotFoundError:
-            raise SidestepError(f"{path}: no such file") from None
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise SidestepError(f"{path}: not an evaluation's results.json ({type(error).__name__}: {error})") from None
-
-
-def _from_json(data: dict[str, Any]) -> Results:
-    pairs = [EvaluatedPair(**{**pair, "subsets": tuple(pair["subsets"])}) for pair in data.pop("pairs")]
-    rows = [Row(**row) for row in data.pop("rows")]
-    figures = [Figure(**figure) for figure in data.pop("figures")]
-    published = [Published(**entry) for entry in data.pop("published")]
-    differences = [
-        Difference(**{**entry, "estimate": Estimate(**entry["estimate"])}) for entry in data.pop("differences")
-    ]
-    estimates = {
-        row: {
-            subset: {name: Estimate(**value) for name, value in figures_of.items()}
-            for subset, figures_of in subsets.items()
-        }
-        for row, subsets in data.pop("estimates").items()
-    }
-    return Results(
-        pairs=pairs,
-        rows=rows,
-        figures=figures,
-        differences=differences,
-        estimates=estimates,
-        published=published,
-        **data,
-    )
+            return pydantic.TypeAdapter(cls).validate_python(data)
+        except pydantic.ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key = ".".join(map(str, first["loc"]))
+            raise SidestepError(f"{path}: not an evaluation's results.json ({key}: {first['msg']})") from None
