@@ -13,7 +13,7 @@ from fnmatch import fnmatch
 from importlib import metadata
 from typing import NamedTuple
 
-from lock import EXTRA, LOCK, ROOT, graph, locked, project
+from lock import EXTRA, LOCK, ROOT, graph, locked, locked_extras
 from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 from packaging.utils import canonicalize_name
 
@@ -175,8 +175,8 @@ with Sidestep. These terms matter to whoever passes an installed environment on,
   extra `captures` brings it, for `sidestep capture import`.
 - `numpy`, `pycolmap` and `torch` bring run-time libraries of GCC: GPL-3.0-or-later with an exception for programs that
   use them.
-- `certifi`, `orjson`, `pathspec`, `tqdm`, and libzmq in `pyzmq`: MPL-2.0. Changes to their files stay open; programs
-  that use them are free.
+- `certifi`, `hypothesis`, `orjson`, `pathspec`, `tqdm`, and libzmq in `pyzmq`: MPL-2.0. Changes to their files stay
+  open; programs that use them are free.
 - `nvidia-*` and `cuda-*`: NVIDIA's terms, with conditions on passing them on. PyTorch for the CPU alone comes without.
 - Weights that are fetched (Stable Diffusion's, BLIP's, LPIPS's, FID's) have licences of their own. Read a prior's
   before you publish what was trained on it.
@@ -227,7 +227,7 @@ def _licence_text(distribution: metadata.Distribution) -> str:
 def uses() -> dict[str, list[str]]:
     """Which extras bring each locked package, by normalised name; none for what is always installed."""
     base = graph([])
-    extras = {extra: graph([extra]) for extra in project() if extra not in ("", EXTRA, "release")}
+    extras = {extra: graph([extra]) for extra in locked_extras()}
     return {
         name: [] if name in base else [extra for extra, found in extras.items() if name in found] or [EXTRA]
         for name in locked()

@@ -37,6 +37,12 @@ def project() -> dict[str, list[str]]:
     return {"": table["dependencies"], **table["optional-dependencies"]}
 
 
+def locked_extras() -> list[str]:
+    """The extras whose packages the lock holds: those that dev names. Other tools are in no lock."""
+    own = [requirement for requirement in map(Requirement, project()[EXTRA]) if requirement.name == "sidestep"]
+    return [extra for requirement in own for extra in sorted(requirement.extras)]
+
+
 def graph(extras: Iterable[str]) -> dict[str, set[str]]:
     """What sidestep with some extras, and each package that it needs here, needs directly, by normalised names.
 

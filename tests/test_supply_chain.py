@@ -49,7 +49,7 @@ def unmet(requirement: Requirement) -> bool:
 # The lock
 
 
-@pytest.mark.parametrize("extra", [extra for extra in lock.project() if extra != "release"])
+@pytest.mark.parametrize("extra", ["", lock.EXTRA, *lock.locked_extras()])
 def test_the_lock_meets_what_the_project_asks_for(extra: str) -> None:
     asked = [requirement for requirement in map(Requirement, lock.project()[extra]) if requirement.name != "sidestep"]
     assert [str(requirement) for requirement in asked if unmet(requirement)] == []
@@ -101,6 +101,15 @@ def test_every_locked_package_has_its_licence_on_the_page(page: str) -> None:
     assert {name: version for name, (version, _) in packages.items()} == LOCKED, "run scripts/licences.py"
     for _, licence in packages.values():
         assert canonicalize_license_expression(licence)
+
+
+def test_what_asks_more_than_to_be_named_is_told_of(page: str) -> None:
+    """Copyleft and proprietary terms, of packages by their own metadata; what wheels hold besides, only people know."""
+    terms = page.partition("## Terms to know")[2].partition("## Packages")[0]
+    for name, (_, licence) in table(page).items():
+        if any(word in licence for word in ("GPL", "MPL", "LicenseRef")):
+            family = f"{name.partition('-')[0]}-*"
+            assert f"`{name}`" in terms or f"`{family}`" in terms, name
 
 
 def test_a_package_whose_licence_is_unclear_is_refused(tmp_path: Path) -> None:
