@@ -39,6 +39,6 @@ def test_a_mix_up_and_views_that_cannot_tell_one_are_seen(load: Any, monkeypatch
     assert told.count["mixed up"] == 0
     load._compare(told, "final", Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue"))
     assert told.count["mixed up"] == 1
-    monkeypatch.setattr(load, "POSES", load.POSES[:1] * 2)
+    monkeypatch.setattr(load, "ALIKE", 255)
     with pytest.raises(SidestepError, match="look alike"):
-        load.main(["--clients", "1"])
+        load.main(["--clients", "2"])
