@@ -4,8 +4,10 @@ import csv
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from sidestep.errors import SidestepError
 from sidestep.evaluation import rows
 from sidestep.evaluation.comparison import summarise
 from sidestep.evaluation.evaluate import GROUPS, evaluate
+from sidestep.evaluation.metrics import Metrics
 from sidestep.evaluation.protocol import DISTANCES
 from sidestep.evaluation.results import Results
 from sidestep.images import load_image, resize_and_crop
@@ -105,6 +108,46 @@ def test_every_group_of_rows_and_another_programs(tiny_model: Path, listed: Path
     assert Image.open(tmp_path / "report" / "first.jpg").height in range(2 * 36, 2 * 36 + 40)
     with (tmp_path / "report" / "tables.csv").open(encoding="utf-8") as file:
         assert {row["row"] for row in csv.DictReader(file)} == set(names)
+
+
+def test_an_interrupted_evaluation_goes_on_after_the_last_whole_batch(
+    tiny_model: Path, listed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = []
+    compare = Metrics.compare
+
+    def counting(self: Metrics, row: str, views: torch.Tensor, *arguments: Any) -> Any:
+        if row == "coarse":
+            measured.append(len(views))
+            if len(measured) == 3:
+                raise KeyboardInterrupt
+        return compare(self, row, views, *arguments)
+
+    monkeypatch.setattr(Metrics, "compare", counting)
+
+    def run(out: Path, steps: int = 2) -> Results:
+        results = evaluate(tiny_model, FURNITURE, out, pairs=listed, steps=steps, batch_size=1)
+        return replace(results, seconds={}, memory={})
+
+    out = tmp_path / "report"
+    with pytest.raises(KeyboardInterrupt):
+        run(out)
+    assert [path.name for path in out.iterdir()] == [".evaluation"]
+    second = out / ".evaluation" / "batch-00001.safetensors"
+    second.write_bytes(second.read_bytes()[:-1])  # a damaged one is measured again
+    resumed = run(out)
+    assert len(measured) == 6
+    assert not list(out.glob(".*"))
+    assert run(tmp_path / "whole") == resumed
+    pages = [(folder / "report.html").read_text(encoding="utf-8") for folder in (out, tmp_path / "whole")]
+    assert pages[0].count("data:image/") == pages[1].count("data:image/") > 0
+
+    measured[:] = [0]
+    with pytest.raises(KeyboardInterrupt):
+        run(out)
+    measured[:] = [0] * 3
+    assert run(out, steps=3) != resumed  # of other settings nothing is taken
+    assert len(measured) == 3 + 4
 
 
 def test_the_blur_is_the_best_one_and_differences_are_paired(tiny_model: Path, listed: Path, tmp_path: Path) -> None:

@@ -4,11 +4,9 @@ import datetime
 import platform
 import resource
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from PIL import Image
@@ -23,6 +21,7 @@ from sidestep.evaluation.baseline_rows import BASELINES, BLUR, PHOTOS, baseline_
 from sidestep.evaluation.baselines import BestBlur
 from sidestep.evaluation.comparison import choose_main_row
 from sidestep.evaluation.gallery import COLUMNS, PARTS_COLUMN, SIDE, first_sheet, mark_parts
+from sidestep.evaluation.kept import Kept, Measured, digest_of
 from sidestep.evaluation.maps import PairMaps, measured_parts
 from sidestep.evaluation.metrics import GRADIENT, HIGHEST_PSNR, Metrics, Targets
 from sidestep.evaluation.predictions import Predictions
@@ -41,11 +40,13 @@ from sidestep.evaluation.report import write_report
 from sidestep.evaluation.results import PARTS, SUBSETS, Difference, Estimate, Group, Results, Row
 from sidestep.evaluation.rows import Batch, Model, by_group, relative_cameras
 from sidestep.evaluation.statistics import bootstrap, paired_difference
-from sidestep.files import atomic_path, make_folder
+from sidestep.files import alone, atomic_path, make_folder, sweep, writing
 from sidestep.images import resize_and_crop, to_image, to_tensor
 from sidestep.pipeline import NovelViewPipeline
 
 GROUPS: tuple[Group, ...] = ("baseline", "model", "option", "limit")
+
+WRITTEN = {"report.html", "results.json", "tables.csv", "pairs.csv", "tables.tex", "pairs.json", "first.jpg"}
 
 # Rows that make a second view of each pair, of the next camera, to be compared with the first.
 AGREEING = {row.name for row in BASELINES} | {"coarse", "variance", "addition", "auto"}
@@ -75,6 +76,9 @@ def evaluate(
     progress: Callable[[int, int], None] | None = None,
 ) -> Results:
     """Evaluates a model on held-out scenes and writes a report into the folder `out`.
+
+    Interrupted or killed, the same call goes on after the last whole batch, of which the folder keeps what it has
+    measured until the report is there; with another model, other pairs or settings it begins anew.
 
     The folder gets report.html, results.json, tables.csv, pairs.csv, tables.tex, pairs.json (the list of pairs) and
     first.jpg (the list's first pairs, side by side).
@@ -131,14 +135,19 @@ def evaluate(
         "Date": datetime.date.today().isoformat(),
         "Command": command,
     }
+    out = Path(out)
     make_folder(out)
-    with TemporaryDirectory(prefix="sidestep-evaluation-") as pictures:
-        results = run(about, Path(pictures), batch_size, seed, progress)
-        results.published = list(rules.published)
-        write_pairs(Path(out) / "pairs.json", listed)
-        write_report(results, Path(out), Path(pictures))
-        with atomic_path(Path(out) / "first.jpg") as temporary:
-            first_sheet(results, Path(pictures)).save(temporary, quality=85)
+    with alone(out / ".lock", f"{out}: another evaluation writes into it; wait for it, or name another folder"):
+        sweep(out, WRITTEN)
+        with writing(out):
+            kept = Kept(out, run.made_of(batch_size, seed))
+            results = run(about, kept, batch_size, seed, progress)
+            results.published = list(rules.published)
+            write_pairs(out / "pairs.json", listed)
+            write_report(results, out, kept.pictures)
+            with atomic_path(out / "first.jpg") as temporary:
+                first_sheet(results, kept.pictures).save(temporary, quality=85)
+            kept.clear()
     return results
 
 
@@ -163,10 +172,8 @@ class _Run:
         if all(row.uses_target for row in self.declared):
             raise SidestepError("no row, or only such that see the true target; add the rows baseline or model")
         self.size = model.prior.image_size
-        self.seconds: dict[str, float] = defaultdict(float)
+        self.measured = Measured()
         self.values: dict[str, dict[str, list[float | None]]] = {}
-        self.shares: dict[int, dict[str, float]] = {}
-        self.not_finite: dict[str, int] = {}
         self.sigma = 0.0
         self.figures = list(metrics.figures)
         self.figures.insert(self.figures.index(GRADIENT) + 1, AGREEMENT)
@@ -185,10 +192,22 @@ class _Run:
             frame.load_mask()
             frame.load_depth()
 
+    def made_of(self, batch_size: int, seed: int) -> str:
+        """A digest of all that the results depend on."""
+        prior, tunet = self.model.prior, self.model.tunet
+        settings = {
+            "rows": [asdict(row) for row in self.declared],
+            "figures": [figure.name for figure in self.figures],
+            "predictions": [each.checksum() for each in self.predictions],
+            "numbers": [self.model.steps, self.model.seed, batch_size, seed, self.size],
+            "computed by": [torch.__version__, str(prior.unet.device), str(prior.unet.dtype)],
+        }
+        return digest_of([prior, tunet], self.pairs, settings)
+
     def __call__(
         self,
         about: dict[str, str],
-        pictures: Path,
+        kept: Kept,
         batch_size: int,
         seed: int,
         progress: Callable[[int, int], None] | None,
@@ -196,55 +215,64 @@ class _Run:
         self.sigma = self._best_blur(batch_size) if "baseline" in self.groups else 0.0
         partners = wrong_partners(self.pairs, seed)
         done = 0
-        for start in range(0, len(self.pairs), batch_size):
+        for number, start in enumerate(range(0, len(self.pairs), batch_size)):
             chosen = self.pairs[start : start + batch_size]
-            references, targets = (self._photos(chosen, which) for which in ("reference", "target"))
-            maps = [PairMaps.load(pair, self.size) for pair in chosen]
-            positions = [pair.position for pair in chosen]
-            truth = self.metrics.target(targets, references, positions, measured_parts(maps))
-            batch = self._batch(chosen, partners, (references, targets), truth)
-            _keep(pictures / "reference", chosen, references)
-            _keep(pictures / "target", chosen, targets)
-            for pair, photo, own in zip(chosen, targets, maps, strict=True):
-                if own.parts:
-                    _keep(pictures / PARTS_COLUMN, [pair], mark_parts(photo, own.parts)[None])
-            self.shares |= {pair.position: own.shares for pair, own in zip(chosen, maps, strict=True)}
-            firsts: dict[str, dict[int, Tensor]] = {}
-            for row, members, views, seconds in self._rows(chosen, references, maps, batch):
-                if seconds:
-                    self.seconds[row.name] += seconds
-                members, views = self._finite(row, members, views)
-                if not members:
-                    continue
-                positions = [pair.position for pair in members]
-                for figure, values in self.metrics.compare(row.name, views, truth, positions).items():
-                    self._note(row, figure, dict(zip(positions, values, strict=True)))
-                if row.name in AGREEING:
-                    firsts[row.name] = dict(zip(positions, views, strict=True))
-                if row.name in COLUMNS or row.group == "predictions":
-                    _keep(pictures / row.name, members, views)
-            self._agree(chosen, references, targets, maps, batch, firsts)
+            before = kept.read(number)
+            if before is not None:
+                measured, features = before
+                self.metrics.take_up(features)
+            else:
+                measured = self._measure(chosen, partners, kept.pictures)
+                kept.write(number, measured, self.metrics.features_of([pair.position for pair in chosen]))
+            self.measured.add(measured)
             done += len(chosen)
             if progress is not None:
                 progress(done, len(self.pairs))
+        for row, figures in self.measured.values.items():
+            self.values[row] = {
+                figure: [values.get(position) for position in range(len(self.pairs))]
+                for figure, values in figures.items()
+            }
         return self._results(about, seed)
 
-    def _note(self, row: Row, figure: str, values: Mapping[int, float | None]) -> None:
-        """Keeps a row's values of a figure, by the pairs' positions."""
-        column = self.values.setdefault(row.name, {}).setdefault(figure, [None] * len(self.pairs))
-        for position, value in values.items():
-            column[position] = value
+    def _measure(self, chosen: list[PairOfFrames], partners: Sequence[int], pictures: Path) -> Measured:
+        """Makes the views of a batch and measures them.
 
-    def _finite(self, row: Row, members: list[PairOfFrames], views: Tensor) -> tuple[list[PairOfFrames], Tensor]:
-        """Without the views that hold NaN or infinity, which are counted."""
-        finite = views.isfinite().flatten(1).all(1)
-        lost = int((~finite).sum())
-        if lost:
-            self.not_finite[row.name] = self.not_finite.get(row.name, 0) + lost
-        return [pair for pair, good in zip(members, finite.tolist(), strict=True) if good], views[finite]
+        Args:
+            pictures: a folder for small ones.
+        """
+        measured = Measured()
+        references, targets = (self._photos(chosen, which) for which in ("reference", "target"))
+        maps = [PairMaps.load(pair, self.size) for pair in chosen]
+        positions = [pair.position for pair in chosen]
+        truth = self.metrics.target(targets, references, positions, measured_parts(maps))
+        batch = self._batch(chosen, partners, (references, targets), truth)
+        _keep(pictures / "reference", chosen, references)
+        _keep(pictures / "target", chosen, targets)
+        for pair, photo, own in zip(chosen, targets, maps, strict=True):
+            if own.parts:
+                _keep(pictures / PARTS_COLUMN, [pair], mark_parts(photo, own.parts)[None])
+        measured.shares = {pair.position: own.shares for pair, own in zip(chosen, maps, strict=True)}
+        firsts: dict[str, dict[int, Tensor]] = {}
+        for row, members, views, seconds in self._rows(chosen, references, maps, batch):
+            if seconds:
+                measured.seconds[row.name] += seconds
+            members, views = _finite(measured, row, members, views)
+            if not members:
+                continue
+            positions = [pair.position for pair in members]
+            for figure, values in self.metrics.compare(row.name, views, truth, positions).items():
+                measured.note(row.name, figure, dict(zip(positions, values, strict=True)))
+            if row.name in AGREEING:
+                firsts[row.name] = dict(zip(positions, views, strict=True))
+            if row.name in COLUMNS or row.group == "predictions":
+                _keep(pictures / row.name, members, views)
+        self._agree(measured, chosen, references, targets, maps, batch, firsts)
+        return measured
 
     def _agree(
         self,
+        measured: Measured,
         pairs: list[PairOfFrames],
         references: Tensor,
         targets: Tensor,
@@ -278,7 +306,7 @@ class _Run:
                 views = torch.stack([first[position], second[position]]).clamp(-1.0, 1.0)
                 value = agreement(views, shared[position])
                 found[position] = None if value is None else min(value, HIGHEST_PSNR)
-            self._note(row, AGREEMENT.name, found)
+            measured.note(row.name, AGREEMENT.name, found)
 
         positions = [pair.position for pair in pairs]
         if "baseline" in self.groups:
@@ -288,7 +316,7 @@ class _Run:
             first = firsts.get(row.name, {})
             compared = [pair.position in shared and pair.position in first for pair in members]
             kept = [pair for pair, good in zip(members, compared, strict=True) if good]
-            kept, views = self._finite(row, kept, views[torch.tensor(compared)])
+            kept, views = _finite(measured, row, kept, views[torch.tensor(compared)])
             if kept:
                 measure(row, first, {pair.position: view for pair, view in zip(kept, views, strict=True)})
 
@@ -349,15 +377,19 @@ class _Run:
                     estimates.setdefault(row.name, {})[subset] = self._estimates(row, chosen, scenes, seed)
         results = Results(
             about,
-            [replace(pair.info, shares=self.shares[pair.position]) for pair in self.pairs],
+            [replace(pair.info, shares=self.measured.shares[pair.position]) for pair in self.pairs],
             rows,
             self.figures,
             self._missing(),
             self.values,
             estimates,
-            seconds={name: self.seconds[name] / self._count(name) for name in self.values if name in self.seconds},
+            seconds={
+                name: seconds / self._count(name)
+                for name, seconds in self.measured.seconds.items()
+                if name in self.values
+            },
             memory=_peak_memory(self.model.prior.unet.device),
-            not_finite=self.not_finite,
+            not_finite=dict(self.measured.not_finite),
         )
         results.differences = self._differences(rows, choose_main_row(results), scenes, seed)
         return results
@@ -369,11 +401,11 @@ class _Run:
             "object": "no target has a mask; put masks beside the photos, in masks/",
             "unseen": "no pair has a depth map of both its photos; put depth maps beside the photos, in depths/",
         }.items():
-            if not any(name in shares for shares in self.shares.values()):
+            if not any(name in shares for shares in self.measured.shares.values()):
                 missing[f"Figures {PARTS[name]}"] = reason
         for row in self.declared:
-            if row.name in self.not_finite and row.name not in self.values:
-                missing[row.title] = f"all of its {self.not_finite[row.name]} views hold NaN or infinity"
+            if row.name in self.measured.not_finite and row.name not in self.values:
+                missing[row.title] = f"all of its {self.measured.not_finite[row.name]} views hold NaN or infinity"
         return missing
 
     def _count(self, row: str) -> int:
@@ -426,6 +458,17 @@ def _parts(pairs: Sequence[PairOfFrames]) -> list[str]:
         "unseen": any(pair.reference.depth is not None and pair.target.depth is not None for pair in pairs),
     }
     return [part for part in PARTS if known[part]]
+
+
+def _finite(
+    measured: Measured, row: Row, members: list[PairOfFrames], views: Tensor
+) -> tuple[list[PairOfFrames], Tensor]:
+    """Without the views that hold NaN or infinity, which are counted."""
+    finite = views.isfinite().flatten(1).all(1)
+    lost = int((~finite).sum())
+    if lost:
+        measured.not_finite[row.name] += lost
+    return [pair for pair, good in zip(members, finite.tolist(), strict=True) if good], views[finite]
 
 
 def _keep(folder: Path, pairs: Sequence[PairOfFrames], pictures: Tensor) -> None:

@@ -246,6 +246,27 @@ class Metrics:
             return self._lpips[LPIPS_ALEX](views, targets.pictures[None]).flatten().cpu()
         return stage_distance(self._features.stages(views), targets.stages[None]).cpu()
 
+    def features_of(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """What figures of whole sets need of the pictures of some pairs, for `take_up`."""
+        found = {}
+        sets = [(f"photos/{figure}", kept) for figure, kept in self._photos.items()]
+        sets += [(f"views/{row}/{figure}", kept) for row, own in self._views.items() for figure, kept in own.items()]
+        for name, kept in sets:
+            there = [index for index in indices if index in kept]
+            if there:
+                found[name] = torch.stack([kept[index] for index in there])
+                found[f"{name}/pairs"] = torch.tensor(there)
+        return found
+
+    def take_up(self, features: Mapping[str, Tensor]) -> None:
+        """Takes what `features_of` gave in another process for what was measured here."""
+        for name, vectors in features.items():
+            if name.endswith("/pairs"):
+                continue
+            kind, *row, figure = name.split("/")
+            kept = self._views[row[0]][figure] if kind == "views" else self._photos[figure]
+            _keep(kept, features[f"{name}/pairs"].tolist(), vectors)
+
     def whole(self, row: str, indices: Sequence[int], scenes: Sequence[str], seed: int) -> dict[str, Estimate]:
         """Figure -> estimate, for the figures of whole sets, over those of the pairs that the row has views for.
 

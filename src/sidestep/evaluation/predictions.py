@@ -1,6 +1,7 @@
 """Another program's pictures as a row of the table."""
 
 import re
+import zlib
 from pathlib import Path
 
 import torch
@@ -43,6 +44,10 @@ class Predictions:
     def has(self, position: int) -> bool:
         """Whether there is a picture for the pair at this position."""
         return position in self._paths
+
+    def checksum(self) -> tuple[str, dict[int, int]]:
+        """The row's name, and of each pair's picture the CRC-32 of its file."""
+        return self.name, {position: zlib.crc32(path.read_bytes()) for position, path in self._paths.items()}
 
     def load(self, positions: list[int], size: int) -> Tensor:
         """Their pictures, (N, 3, size, size) in [-1, 1]."""
