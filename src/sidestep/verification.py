@@ -18,6 +18,7 @@ from sidestep.captures.storage import REMOTE_BYTES, Storage
 from sidestep.checksums import DIGEST, ROWS, are_intact, row_checksum
 from sidestep.errors import SidestepError
 from sidestep.latents import find_damage
+from sidestep.models.sums import check_file
 
 _LINE = re.compile(r"([0-9a-f]{64})  (shard-\d{5,}\.(?:tar|safetensors))")
 
@@ -30,7 +31,7 @@ class Verified:
 
     Attributes:
         path: as it was given.
-        kind: "store of latents", "pack", or "run" for files of tensors.
+        kind: "store of latents", "pack", or "run" for files of tensors, a model's too.
         files: that were read.
         bytes: of these.
         faults: what is damaged or missing, a line each, with what to do.
@@ -44,7 +45,7 @@ class Verified:
 
 
 def verify(path: str | Path, progress: Progress | None = None) -> Verified:
-    """Reads all of a store of latents, of a pack (a folder or a URL), or of a run's checkpoints, and compares it.
+    """Reads all of a store of latents, of a pack (a folder or a URL), or of a run with its models, and compares it.
 
     Args:
         path: of a folder, or of one file of tensors.
@@ -95,6 +96,8 @@ def _run(path: str, files: list[Path], progress: Progress | None) -> Verified:
     checked, size, faults = 0, 0, []
     for done, file in enumerate(files, start=1):
         try:
+            if check_file(file):
+                checked, size = checked + 1, size + file.stat().st_size
             with safe_open(file, framework="pt") as opened:
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no dictionary)
                 intact = are_intact(tensors, opened.metadata() or {})
@@ -105,6 +108,8 @@ def _run(path: str, files: list[Path], progress: Progress | None) -> Verified:
                 checked, size = checked + 1, size + file.stat().st_size
             if not intact:
                 faults.append(f"{file}: damaged; delete it and run the command that made it again")
+        except SidestepError as error:
+            faults.append(str(error))
         except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
             faults.append(f"{file}: damaged, or no .safetensors file ({error})")
         if progress is not None:

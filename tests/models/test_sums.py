@@ -14,6 +14,7 @@ from sidestep.errors import SidestepError
 from sidestep.models import BUNDLED, model_folder
 from sidestep.models.sums import SUMS, check_sums, read_sums, write_sums
 from sidestep.prior import LatentPrior, copy_prior
+from sidestep.verification import verify
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -99,6 +100,13 @@ def test_damaged_sums_are_refused_and_lead_nowhere_else(tmp_path: Path, line: st
     (tmp_path / SUMS).write_text(f"{line}\n")
     with pytest.raises(SidestepError, match=f"{SUMS}: not what sha256sum writes"):
         check_sums(tmp_path)
+
+
+def test_verifying_a_model_names_its_damaged_weights(model: Path) -> None:
+    assert (verify(model).files, verify(model).faults) == (3, [])
+    flip_a_bit(model / "vae" / WEIGHTS)
+    (fault,) = verify(model).faults
+    assert fault.startswith(f"{model}/vae/{WEIGHTS}: does not match its checksum")
 
 
 def test_the_bundled_weights_all_have_sums() -> None:

@@ -9,7 +9,9 @@ from sidestep.cli.terminal import manners, progress_bars, report
 
 
 def verify(
-    path: Annotated[str, typer.Argument(help="A store of latents, a pack or its URL, a run's folder or a checkpoint.")],
+    path: Annotated[
+        str, typer.Argument(help="A store of latents, a pack or its URL, a run, a model, or a file of these.")
+    ],
 ) -> None:
     """Read all of a store, pack or run and compare it with its checksums; exit with 1 if anything is damaged."""
     from sidestep.verification import verify as read

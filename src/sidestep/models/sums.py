@@ -35,16 +35,28 @@ def check_sums(folder: str | Path) -> None:
     path = Path(folder) / SUMS
     if not path.is_file():
         return
-    for name, written in read_sums(path).items():
-        weights = path.with_name(name)
-        try:
-            found = _sha256(weights)
-        except FileNotFoundError:
-            continue  # a variant that was left out
-        except OSError as error:
-            raise SidestepError(f"{weights}: cannot be read ({error.strerror})") from None
-        if found != written:
-            raise SidestepError(f"{weights}: does not match its checksum in {SUMS}; {_ADVICE}")
+    for name in read_sums(path):
+        if path.with_name(name).exists():  # else a variant that was left out
+            check_file(path.with_name(name))
+
+
+def check_file(path: Path) -> bool:
+    """Whether a file of weights is named by a SHA256SUMS beside it, and so was compared.
+
+    Raises:
+        SidestepError: as `check_sums`.
+    """
+    sums = path.with_name(SUMS)
+    written = read_sums(sums).get(path.name) if sums.is_file() else None
+    if written is None:
+        return False
+    try:
+        found = _sha256(path)
+    except OSError as error:
+        raise SidestepError(f"{path}: cannot be read ({error.strerror})") from None
+    if found != written:
+        raise SidestepError(f"{path}: does not match its checksum in {SUMS}; {_ADVICE}")
+    return True
 
 
 def read_sums(path: Path) -> dict[str, str]:
