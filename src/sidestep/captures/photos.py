@@ -8,7 +8,6 @@ DIR/import.html             pictures of the cameras
 Until all of it is there, the work is in a hidden folder beside DIR, and the same call goes on with it.
 """
 
-import json
 import logging
 import math
 import os
@@ -34,6 +33,7 @@ from sidestep.captures.reconstruction import (
 from sidestep.captures.sources import collect, fingerprint
 from sidestep.errors import SidestepError
 from sidestep.files import alone, bring_to_disk, make_folder, write_json, writing
+from sidestep.inputs import read_json
 
 MAX_SIZE = 1600  # pixels of the longest side; Gaussian splatting's usual limit too
 LEAST_PLACED, LEAST_SHARE = 3, 0.2
@@ -230,10 +230,10 @@ def _earlier(folder: Path, settings: dict[str, Any]) -> Import | None:
     if not names:
         return None
     try:
-        report = json.loads((folder / "import.json").read_text(encoding="utf-8"))
+        report = read_json(folder / "import.json")
         before, earlier = report["settings"], Import.from_dict(folder, report)
         other = before["source"] != settings["source"]
-    except (OSError, ValueError, TypeError, KeyError):
+    except (SidestepError, TypeError, KeyError, AttributeError):
         raise SidestepError(
             f"{folder}: holds an import.json that this command did not write, or that is damaged; choose another folder"
         ) from None
@@ -251,11 +251,11 @@ def _prepare(
     listed = work / "photos.json"
     if listed.is_file():
         try:
-            kept = json.loads(listed.read_text(encoding="utf-8"))
+            kept = read_json(listed)
             if kept["settings"] == settings:
                 return read_photos(work), kept["left_out"]
             _log.info("%s: the photos or the settings have changed; beginning anew", source)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (SidestepError, TypeError, KeyError) as error:
             _log.warning("%s: damaged (%s); beginning anew", listed, error)
     shutil.rmtree(work, ignore_errors=True)
     (work / "photos").mkdir(parents=True)
