@@ -12,7 +12,7 @@ A file without them, of an earlier version or of another program, is taken as it
 import hashlib
 import json
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -33,14 +33,17 @@ def with_checksums(
     """
     result = dict(tensors)
     for name in by_row:
-        result[ROWS + name] = torch.tensor([row_checksum(row) for row in tensors[name]], dtype=torch.int64)
+        result[ROWS + name] = torch.tensor([zlib.crc32(row) for row in _rows(tensors[name])], dtype=torch.int64)
     result[DIGEST] = torch.frombuffer(bytearray(_digest(result, metadata)), dtype=torch.uint8)
     return result
 
 
-def row_checksum(row: Tensor) -> int:
-    """CRC-32 of a row's bytes."""
-    return zlib.crc32(bytes_of(row))
+def damaged_row(tensors: Mapping[str, Tensor], name: str, places: Iterable[int]) -> int | None:
+    """The first of some rows of a tensor that is not what was written; None where all are, or have no checksums."""
+    if ROWS + name not in tensors:
+        return None
+    rows, sums = _rows(tensors[name]), tensors[ROWS + name].numpy()
+    return next((place for place in places if zlib.crc32(rows[place]) != sums[place]), None)
 
 
 def are_intact(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bool:
@@ -68,6 +71,11 @@ def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes
         if ROWS + name not in tensors:
             digest.update(bytes_of(tensor))
     return digest.digest()
+
+
+def _rows(tensor: Tensor) -> Any:
+    """Its rows' bytes: a tensor that is mapped into memory is read where it is looked at."""
+    return tensor.contiguous().flatten(1).view(torch.uint8).numpy()
 
 
 def bytes_of(tensor: Tensor) -> Any:

@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sidestep.cameras import Camera
-from sidestep.checksums import ROWS, are_intact, row_checksum, without_checksums
+from sidestep.checksums import are_intact, damaged_row, without_checksums
 from sidestep.errors import SidestepError
 from sidestep.inputs import open_file, read_json
 from sidestep.inversion import InversionSettings, Inverted
@@ -153,7 +153,7 @@ class LatentStore:
         if not all(0 <= frame < len(scene.frames) for frame in wanted):
             raise IndexError(f"scene {scene.id} has {len(scene.frames)} frames, none at one of {list(wanted)}")
         places = [scene.start + frame for frame in wanted]
-        damaged = _damaged_row(shard, name, places)
+        damaged = damaged_row(shard, name, places)
         if damaged is not None:
             frame = scene.frames[damaged - scene.start]
             raise _damaged(shard_path(self.path, scene.shard), f"the {name} of {frame} of scene {scene.id}")
@@ -192,7 +192,7 @@ def find_damage(folder: str | Path, progress: Callable[[int, int], None] | None 
             size += file.stat().st_size
             _, mapped = open_shard(file, digest)
             for name in LATENTS:
-                damaged = _damaged_row(mapped, name, range(len(mapped[name])))
+                damaged = damaged_row(mapped, name, range(len(mapped[name])))
                 if damaged is not None:
                     raise _damaged(file, f"the {name} in row {damaged}")
         except SidestepError as fault:
@@ -210,14 +210,6 @@ def _missing(folder: Path, index: int, count: int) -> SidestepError:
 
 def _damaged(file: Path, reason: str) -> DamagedShard:
     return DamagedShard(f"{file}: damaged ({reason}){_REMEDY}")
-
-
-def _damaged_row(shard: dict[str, Tensor], name: str, places: Sequence[int]) -> int | None:
-    """The first of some rows of a shard's tensor that is not what was written, or None."""
-    sums = shard.get(ROWS + name)
-    if sums is None:
-        return None
-    return next((place for place in places if row_checksum(shard[name][place]) != int(sums[place])), None)
 
 
 def _advise(mapped: Tensor, advice: str) -> None:
@@ -266,7 +258,7 @@ def open_shard(file: Path, digest: str) -> tuple[dict[str, Any], dict[str, Tenso
         raise SidestepError(
             f"{file}: cannot be read ({error.strerror}); have its owner allow it (chmod a+r), or run as its owner"
         ) from None
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise _damaged(file, str(error) or type(error).__name__) from None
     if plan != digest:
         raise SidestepError(
