@@ -316,7 +316,7 @@ def kill(command: Command, folder: Path, kills: int, rng: random.Random) -> dict
     started = time.monotonic()
     out = folder / "out" / command.name
     out.parent.mkdir(parents=True)
-    end = _fork(lambda: command.run(out), watched=out)
+    end = _fork(lambda: command.run(out), watched=out.parent)
     assert end.code == 0, end.told
     whole = contents(out)
     sizes = sorted(path.stat().st_size for path in named(out))
@@ -331,7 +331,7 @@ def kill(command: Command, folder: Path, kills: int, rng: random.Random) -> dict
         elif kind == "moment":
             how = {"after": rng.uniform(0, end.seconds)}
         elif kind == "operation":
-            how = {"before_operation": rng.randint(1, end.operations), "watched": out}
+            how = {"before_operation": rng.randint(1, end.operations), "watched": out.parent}
         else:
             how = {"file_size": rng.randint(1, rng.choice(sizes))}
         last = _fork(lambda: command.run(out), **how)
@@ -347,6 +347,7 @@ def kill(command: Command, folder: Path, kills: int, rng: random.Random) -> dict
         assert last.code == (-signal.SIGXFSZ if kind == "write" else -signal.SIGKILL), last.told
         counts[kind] += 1
         counts["with leftovers"] += check(out, whole)
+        print(f"{command.name}: {dict(counts)}", file=sys.stderr, flush=True)
     return {**counts, "operations": end.operations, "seconds": round(time.monotonic() - started, 1)}
 
 
@@ -371,7 +372,6 @@ def main() -> None:
     for command in commands(options.folder, names):
         kills = max(1, round(SHARES[command.name] * share))
         found[command.name] = kill(command, options.folder / command.name, kills, random.Random(options.seed))
-        print(f"{command.name}: {found[command.name]}", file=sys.stderr)
     print(json.dumps(found, indent=2))
 
 
