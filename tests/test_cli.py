@@ -20,7 +20,7 @@ from sidestep.pipeline import NovelViewPipeline, Views
 from sidestep.trajectories import orbit, step_aside
 
 pytestmark = pytest.mark.usefixtures("own_process")
-COMMANDS = ("view", "app", "prior", "encode", "train", "pretrain", "evaluate", "pack", "capture")
+COMMANDS = ("view", "app", "prior", "encode", "train", "pretrain", "evaluate", "pack", "verify", "capture")
 ASK = """
 import sys
 from sidestep.cli import main
