@@ -4,7 +4,6 @@ import re
 import reprlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, dataclass_transform
 
@@ -44,7 +43,7 @@ def load_config(cls: type[T], path: str | Path, overrides: Iterable[str] = ()) -
     for override in overrides:
         _apply(data, override)
     try:
-        return _adapter(cls).validate_python(data)
+        return pydantic.TypeAdapter(cls).validate_python(data)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -90,12 +89,6 @@ for _class in (_Loader, _Dumper):
     _class.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
     )
-
-
-@cache
-def _adapter(cls: type[T]) -> pydantic.TypeAdapter[T]:
-    """What makes a settings class of a mapping; to prepare it takes longer than to use it."""
-    return pydantic.TypeAdapter(cls)
 
 
 def _apply(data: dict[str, Any], override: str) -> None:
