@@ -109,7 +109,7 @@ def _pack(
     storage: Storage, plan: dict[str, Any], runs: list[list[Scene]], progress: Callable[[int, int], None] | None
 ) -> Packed:
     _claim(storage, plan)
-    storage.sweep(".*.part.*")
+    storage.sweep(".*.part*")
     done, size, sums = 0, 0, []
     for number, run in enumerate(runs):
         index = _finished(storage, plan, number)
