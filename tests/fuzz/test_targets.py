@@ -34,7 +34,7 @@ def test_valid_files_are_read(name):
     judge = judge_of(name)
     before = judge.read
     assert [judge.look_at(seed) for seed in seeds_of(name)] == [None] * len(seeds_of(name))
-    assert judge.read - before == len(seeds_of(name))
+    assert judge.read - before == (len(seeds_of(name)) if TARGETS[name].whole else 0)
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -48,7 +48,7 @@ def test_changed_files_are_read_or_refused(name):
         st.sampled_from(target.words) | st.binary(min_size=1, max_size=8) if target.words else st.binary(max_size=8),
     )
 
-    @settings(QUICK, max_examples=3 if target.slow else 15)
+    @settings(QUICK, max_examples=3 if target.slow else 10)
     @given(st.sampled_from(seeds_of(name)), st.lists(edits, min_size=1, max_size=4))
     def changed(seed: bytes, changes: list[Edit]) -> None:
         assert judge_of(name).look_at(edited(seed, changes)) is None
