@@ -379,6 +379,8 @@ async def _come_and_go(url: str, page: Page, number: int, users: list[User], tol
                 if not await _job(told, "photo", client.send(user.photo, "chair.png")):
                     continue
                 for turn in range(rng.randint(1, 3)):
+                    if time.monotonic() > end:
+                        break
                     which = turn % len(POSES)
                     coarse = await _job(told, "coarse view", client.coarse(POSES[which]))
                     _compare(told, "coarse", coarse, user.coarse[which])

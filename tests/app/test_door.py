@@ -395,10 +395,10 @@ def test_a_page_elsewhere_does_not_get_in_with_the_token(guarded: Any) -> None:
     assert answer.status_code == 403
 
 
-def test_uploads_that_nobody_took_leave_room_for_no_more(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sidestep.app.uploads.UNTAKEN", -1.0)
+def test_uploads_of_a_while_leave_room_for_no_more(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sidestep.app.uploads.KEPT", -1.0)
     client.app.state.uploads.sweep()
-    monkeypatch.setattr("sidestep.app.uploads.MAX_UNTAKEN", 1000)
+    monkeypatch.setattr("sidestep.app.uploads.MAX_KEPT", 1000)
     answers = [client.post(f"{API}/upload", files={"files": ("a.png", bytes([i]) * 900)}) for i in range(3)]
     assert [answer.status_code for answer in answers] == [200, 200, 503]
     assert "try again" in answers[-1].text

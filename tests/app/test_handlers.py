@@ -202,15 +202,21 @@ def test_a_defect_is_told_in_words_and_its_trace_to_the_terminal(
     def broken(*options: Any) -> None:
         raise RuntimeError("out of memory")
 
-    copy = photo.with_name("copy.png")
-    copy.write_bytes(photo.read_bytes())
     monkeypatch.setattr(Session, "picture", broken)
     monkeypatch.setattr(Session, "coarse", broken)
-    *_, (_, *_, status) = handlers.upload(str(copy), "tiny", USER)
+    *_, (_, *_, status) = handlers.upload(str(photo), "tiny", USER)
     assert "terminal" in status["text"]
     with pytest.raises(gr.Error, match="terminal"):
         handlers.follow(POSE, 45, "tiny", "", SINGLE, 5, False, [], True, USER)
     assert "out of memory" in caplog.text
+
+
+def test_two_people_may_send_one_photo(handlers: Handlers, sessions: Sessions, photo: Path) -> None:
+    for name in ("one", "two"):  # gradio keeps one file of both
+        user: Any = SimpleNamespace(session_hash=name)
+        *_, (*_, status) = handlers.upload(str(photo), "tiny", user)
+        assert status["tone"] == ""
+        assert sessions.of(name).has_photo
 
 
 def test_key_frames_are_offered_for_their_path_alone(handlers: Handlers) -> None:

@@ -1,4 +1,4 @@
-"""How much may be sent at a time, and what becomes of what nobody took."""
+"""How much may be sent at a time, and how long it is kept."""
 
 import asyncio
 from contextlib import ExitStack
@@ -33,7 +33,7 @@ def test_there_are_not_more_uploads_at_once_than_agreed(tmp_path: Path) -> None:
             pass
 
 
-def test_only_what_nobody_took_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_what_no_session_has_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "session-1").mkdir()
     (tmp_path / "session-1" / "photo").touch()
     (tmp_path / "digest").mkdir()
@@ -42,7 +42,7 @@ def test_only_what_nobody_took_is_swept(tmp_path: Path, monkeypatch: pytest.Monk
     uploads = Uploads(tmp_path)
     uploads.sweep()
     assert len(list(tmp_path.iterdir())) == 3
-    monkeypatch.setattr(module, "UNTAKEN", -1.0)
+    monkeypatch.setattr(module, "KEPT", -1.0)
     uploads.sweep()
     assert [path.name for path in tmp_path.rglob("*")] == ["session-1", "photo"]
 

@@ -38,11 +38,8 @@ class Handlers:
         self._studio, self._sessions, self._examples = studio, sessions, examples
 
     def upload(self, path: str, model: str, request: gr.Request) -> Iterator[Updates]:
-        """A dropped photo; the server keeps no other copy than the session's."""
-        try:
-            yield from self._open(Path(path), model, request)
-        finally:
-            Path(path).unlink(missing_ok=True)
+        """A dropped photo. Its file stays for others: gradio keeps one of what several send."""
+        yield from self._open(Path(path), model, request)
 
     def example(self, model: str, event: gr.EventData, request: gr.Request) -> Iterator[Updates]:
         number = event.index

@@ -1,4 +1,8 @@
-"""How much may be sent at a time, and how long what no session took lies on the disk."""
+"""How much may be sent at a time, and how long it lies on the disk.
+
+A session copies the photo that it opens. What was sent cannot be deleted then, because gradio keeps one file of a photo
+that several people send.
+"""
 
 import asyncio
 import shutil
@@ -13,8 +17,8 @@ from sidestep.app.session import MAX_BYTES, is_session
 
 AT_ONCE, AT_ONCE_EACH = 64, 4
 SLOWEST = 300.0  # seconds that an upload may take
-UNTAKEN = 600.0  # seconds that one may lie untaken: it waits for a turn where many are at work
-MAX_UNTAKEN, MAX_UNTAKEN_FILES = 64 * MAX_BYTES, 4096
+KEPT = 600.0  # seconds after which one is deleted; it waits for a turn where many are at work
+MAX_KEPT, MAX_KEPT_FILES = 64 * MAX_BYTES, 4096
 
 Receive = Callable[[], Awaitable[Any]]
 
@@ -24,7 +28,7 @@ class Full(Exception):
 
 
 class Uploads:
-    """The uploads that are under way, and those in the private folder that no session took yet."""
+    """The uploads that are under way, and those in the private folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -40,7 +44,7 @@ class Uploads:
         if self._running[visitor] >= AT_ONCE_EACH:
             raise Full("You are sending too many photos at once; wait until one has arrived")
         sizes = list(self._sizes())
-        if self._running.total() >= AT_ONCE or sum(sizes) > MAX_UNTAKEN or len(sizes) > MAX_UNTAKEN_FILES:
+        if self._running.total() >= AT_ONCE or sum(sizes) > MAX_KEPT or len(sizes) > MAX_KEPT_FILES:
             raise Full("Too many photos are being sent; try again in a few minutes")
         self._running[visitor] += 1
         try:
@@ -50,10 +54,10 @@ class Uploads:
             self._running += Counter()  # forgets who is at none
 
     def sweep(self) -> None:
-        """Removes what nobody took, also the rest of an upload that broke off; to be called now and then."""
+        """Removes what is old, also the rest of an upload that broke off; to be called now and then."""
         for entry in self._entries():
-            with suppress(FileNotFoundError):  # taken meanwhile
-                if time.time() - entry.lstat().st_mtime < UNTAKEN:
+            with suppress(FileNotFoundError):  # gone meanwhile
+                if time.time() - entry.lstat().st_mtime < KEPT:
                     continue
                 if entry.is_dir():
                     shutil.rmtree(entry, ignore_errors=True)
@@ -66,7 +70,7 @@ class Uploads:
     def _sizes(self) -> Iterator[int]:
         for entry in self._entries():
             for file in (entry, *entry.rglob("*")):
-                with suppress(FileNotFoundError):  # taken meanwhile
+                with suppress(FileNotFoundError):  # gone meanwhile
                     yield 0 if file.is_dir() else file.lstat().st_size
 
 
