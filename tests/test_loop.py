@@ -445,6 +445,15 @@ def test_deterministic_algorithms_are_taken_where_that_is_asked_for_and_give_the
     assert asked[-1] is False
 
 
+def test_an_operation_without_a_deterministic_algorithm_is_told_in_one_line(tmp_path):
+    def put(step):
+        torch.zeros(3).put_(torch.tensor([0, 0]), torch.tensor([1.0, 2.0]))
+
+    fit(LineTask(before_loss=put), config(steps=1), tmp_path / "run")
+    with pytest.raises(SidestepError, match=r"^deterministic=true: put_.*; leave it off"):
+        fit(LineTask(before_loss=put), config(steps=1, deterministic=True), tmp_path / "other")
+
+
 def test_long_gradients_are_clipped(tmp_path):
     class Steep(LineTask):
         def loss(self, model, batch):

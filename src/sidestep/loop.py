@@ -413,7 +413,11 @@ def _is_validated_at(done: int, config: LoopConfig) -> bool:
 
 @contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
-    """Has torch take deterministic algorithms only, for a while; an operation that has none raises RuntimeError."""
+    """Has torch take deterministic algorithms only, for a while.
+
+    Raises:
+        SidestepError: if an operation has none on this device.
+    """
     if not wanted:
         yield
         return
@@ -422,6 +426,10 @@ def deterministic(wanted: bool) -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     try:
         yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        raise SidestepError(f"deterministic=true: {str(error).splitlines()[0]}; leave it off, or use a CPU") from None
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
