@@ -170,7 +170,7 @@ app.command(
     epilog=_examples("sidestep pack captures pack", "sidestep pack captures s3://bucket/captures"),
 )(mannered(pack, RESUME))
 app.command(rich_help_panel=DATA, epilog=_examples("sidestep evaluate --data captures --model bundled --out report"))(
-    mannered(evaluate)
+    mannered(evaluate, RESUME)
 )
 app.command(
     rich_help_panel=DATA,
