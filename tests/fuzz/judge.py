@@ -108,7 +108,8 @@ def _fault_of(error: SidestepError) -> str | None:
         return f"message is no line: {_place(error)}"
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, MemoryError):
+        # FFmpeg's own is of a size that it did not ask the system for.
+        if isinstance(cause, MemoryError) and not type(cause).__module__.startswith("av."):
             return f"MemoryError in {_place(cause)}"
         cause = cause.__cause__ or cause.__context__
     return None
