@@ -58,6 +58,20 @@ def test_the_sums_are_those_of_the_usual_program(model: Path) -> None:
         assert read_sums(model / part / SUMS) == ours
 
 
+@pytest.mark.parametrize("files", ["*", "./*", "./*.safetensors"])
+def test_sums_of_more_than_the_weights_are_read(model: Path, files: str) -> None:
+    program = shutil.which("sha256sum")
+    if program is None:
+        pytest.skip("no sha256sum here")
+    ours = read_sums(model / "unet" / SUMS)
+    (model / "unet" / SUMS).unlink()
+    subprocess.run(f"{program} {files} > {SUMS}", shell=True, cwd=model / "unet", check=True)
+    assert read_sums(model / "unet" / SUMS) == ours
+    flip_a_bit(model / "unet" / WEIGHTS)
+    with pytest.raises(SidestepError, match="does not match its checksum"):
+        check_sums(model / "unet")
+
+
 def test_copies_of_a_prior_have_sums_whether_or_not_it_had(model: Path, tmp_path: Path) -> None:
     (model / "vae" / SUMS).unlink()
     copy_prior(model, tmp_path / "copy")

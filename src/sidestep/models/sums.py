@@ -1,7 +1,8 @@
 """The SHA-256 of a model's weights, in a file beside them: written when they are saved, compared before they are read.
 
-The file is what `sha256sum *.safetensors > SHA256SUMS` writes in a part's folder, and `sha256sum --check` reads. It
-finds a flipped bit, half a copy, another file. Not a forger, who would write the sums anew.
+The file is what `sha256sum *.safetensors > SHA256SUMS` writes in a part's folder, and `sha256sum --check` reads; lines
+of other files (`sha256sum *`) are passed over. It finds a flipped bit, half a copy, another file. Not a forger, who
+would write the sums anew.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ from sidestep.inputs import open_file, read_text
 
 SUMS = "SHA256SUMS"
 
-_LINE = re.compile(r"([0-9a-f]{64}) [ *]([^/\\\0]+\.safetensors)")
+_LINE = re.compile(r"([0-9a-f]{64}) [ *](?:\./)?([^/\\\0]+)")
 _MOST = 2**20  # bytes; ten thousand files have them
 
 
@@ -60,15 +61,15 @@ def check_file(path: Path) -> bool:
 
 
 def read_sums(path: Path) -> dict[str, str]:
-    """The SHA-256 (hex) of each file that a SHA256SUMS names.
+    """The SHA-256 (hex) of each .safetensors file that a SHA256SUMS names.
 
     Raises:
         SidestepError: if it cannot be read, or is none.
     """
     entries = [_LINE.fullmatch(line) for line in read_text(path, _MOST).splitlines()]
     if not all(entries):
-        raise SidestepError(f"{path}: not what sha256sum writes of .safetensors files; {_ADVICE}")
-    return {entry[2]: entry[1] for entry in entries if entry}
+        raise SidestepError(f"{path}: not what sha256sum writes of a folder's files; {_ADVICE}")
+    return {entry[2]: entry[1] for entry in entries if entry and entry[2].endswith(".safetensors")}
 
 
 _ADVICE = f"fetch or copy the folder again, or, if it was changed on purpose, delete its {SUMS}"
