@@ -5,6 +5,7 @@ import shutil
 import struct
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import av
@@ -15,7 +16,7 @@ from PIL import ExifTags, Image, ImageFilter
 from sidestep.cameras import Camera, vertical
 from sidestep.captures import read_captures
 from sidestep.captures.photos import import_photos
-from sidestep.captures.reconstruction import Found, Photo, Progress, _undistort, pairs
+from sidestep.captures.reconstruction import Found, Photo, Progress, _has_found, _undistort, pairs
 from sidestep.captures.sharpness import sharp_frames
 from sidestep.captures.sources import collect
 from sidestep.errors import SidestepError
@@ -242,6 +243,28 @@ def test_a_killed_run_ends_as_one_that_was_not(scene: Path, source: Path, tmp_pa
         for one, two in zip(first.frames, again.frames, strict=True):
             assert np.allclose(one.camera.world_to_camera, two.camera.world_to_camera, atol=1e-5)
             assert np.array_equal(np.asarray(one.load()), np.asarray(two.load()))
+
+
+def test_damaged_notes_of_a_killed_import_are_made_anew(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed, found = tmp_path / ".out.import" / "photos.json", tmp_path / ".out.import" / "found.json"
+    seen: list[str] = []
+
+    def killed(work: Path, progress: Progress) -> Found:
+        seen.append(listed.read_text())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sidestep.captures.photos.reconstruct", killed)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="damaged"), pytest.raises(KeyboardInterrupt):
+            import_photos(source, tmp_path / "out")
+        listed.write_text(seen[0][:-40])
+    assert seen[0] == seen[1]
+    whole = Found([900], [(0, 0)], [(0, 0)], [True], [1], 0, 0, 0, 0.0, 0.0, 0.0, {})
+    for text, there in ((json.dumps(asdict(whole)), True), (json.dumps(asdict(whole))[:-9], False), ("{}", False)):
+        found.write_text(text)
+        assert _has_found(found.parent) is there
 
 
 def test_a_refused_import_leaves_nothing(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
