@@ -451,6 +451,13 @@ def test_results_are_written_beside(results, tmp_path):
     assert Results.read(tmp_path / "results.json") == results
 
 
+def test_results_of_tens_of_thousands_of_pairs_are_read(results, tmp_path):
+    results.write(tmp_path / "results.json")
+    with (tmp_path / "results.json").open("a") as file:
+        file.write(" " * 2**26)
+    assert Results.read(tmp_path / "results.json") == results
+
+
 def test_a_report_that_was_recorded_before_is_read_and_makes_the_same_tables(tmp_path):
     results = Results.read(RECORDED / "results.json")
     write_report(results, tmp_path)

@@ -10,6 +10,8 @@ from sidestep.errors import SidestepError
 from sidestep.files import write_json
 from sidestep.inputs import read_json
 
+_MOST_BYTES = 2**30  # of a results.json; fifteen rows of ten figures take 4 kB a pair
+
 Group = Literal["baseline", "model", "option", "limit", "predictions"]
 
 # The subsets that figures are given for: by view distance in frames, and by the side that the camera steps to.
@@ -177,7 +179,7 @@ class Results:
         Raises:
             SidestepError: if the file is missing or no such results.
         """
-        data = read_json(path)
+        data = read_json(path, _MOST_BYTES)
         try:
             return pydantic.TypeAdapter(cls).validate_python(data)
         except pydantic.ValidationError as error:
