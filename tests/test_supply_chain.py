@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -249,3 +250,15 @@ def test_an_audit_that_cannot_be_made_is_skipped_and_says_why(
     assert "knows of no vulnerabilities" in capsys.readouterr().err
     assert audit.main("http://127.0.0.1:9/") == 0
     assert "does not answer" in capsys.readouterr().err
+
+
+def test_the_daily_job_says_that_it_was_skipped_where_nothing_can_be_installed(tmp_path: Path) -> None:
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    for name, code in (("pip", 1), ("python", 0)):  # an index that does not answer; an audit that is skipped
+        program = tmp_path / ".venv" / "bin" / name
+        program.write_text(f"#!/bin/sh\necho {name} >> {tmp_path}/ran\nexit {code}\n")
+        program.chmod(0o755)
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "audit", tmp_path / ".ci")
+    assert subprocess.run([tmp_path / ".ci" / "audit"], check=False).returncode == 0
+    assert (tmp_path / "ran").read_text().split() == ["pip", "python"]
