@@ -566,6 +566,17 @@ def test_latents_are_kept_until_what_they_are_made_of_changes(
     assert len(load_file(path)["train"]) == len(OF_SPLIT["train"]) + 1
 
 
+@pytest.mark.parametrize("length", [-9, 0])
+def test_damaged_latents_are_made_anew(copied: PretrainConfig, caplog: pytest.LogCaptureFixture, length: int) -> None:
+    path = copied.out / "unet" / "latents.safetensors"
+    data = path.read_bytes()
+    before = {name: tensor.clone() for name, tensor in load_file(path).items()}  # not what is mapped
+    path.write_bytes(data[:length] if length else data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
+    assert encoded_again(caplog, copied)
+    assert f"{path}: damaged" in caplog.text
+    assert all(torch.equal(tensor, before[name]) for name, tensor in load_file(path).items())
+
+
 def test_init_starts_from_a_finished_prior(finished: PretrainConfig, tmp_path: Path) -> None:
     config = settings(finished.data, tmp_path / "run", init=str(finished.out / "prior"))
     config.autoencoder.steps = config.unet.steps = 0
