@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from sidestep import latents
 from sidestep.cameras import Camera, elevations
 from sidestep.checksums import DIGEST, ROWS, with_checksums
 from sidestep.errors import SidestepError
@@ -143,13 +144,29 @@ def test_a_flipped_bit_of_a_latent_is_named_by_its_frame_and_by_a_look_at_the_wh
         store.latents(scene, [0, 1])
     (store_copy / "shard-00002.safetensors").unlink()
     told = []
-    size, faults = find_damage(store_copy, lambda *counts: told.append(counts))
+    size, without, faults = find_damage(store_copy, lambda *counts: told.append(counts))
     assert told == [(done, SHARDS) for done in (1, 2, 3)]
+    assert without == 0
     assert size == sum(path.stat().st_size for path in store_copy.glob("shard-*"))
     assert [fault.split(";")[0] for fault in faults] == [
         f"{shard}: damaged (the noise in row 1)", f"{store_copy}: incomplete, shard 3 of 3 is missing",
     ]  # fmt: skip
-    assert find_damage(whole) == (sum(path.stat().st_size for path in whole.glob("shard-*")), [])
+    assert find_damage(whole) == (sum(path.stat().st_size for path in whole.glob("shard-*")), 0, [])
+
+
+def test_a_store_of_millions_of_frames_is_opened(store_copy):
+    with (store_copy / "store.json").open("a") as file:
+        file.write(" " * 2**26)
+    assert len(LatentStore(store_copy).scenes) > 0
+
+
+def test_a_store_that_somebody_else_may_not_read_is_not_to_be_deleted(store_copy, monkeypatch):
+    def refuse(path, most):
+        raise SidestepError(f"{path}: cannot be read (Permission denied)")
+
+    monkeypatch.setattr(latents, "read_bytes", refuse)  # root may read everything
+    with pytest.raises(SidestepError, match=r"store\.json: cannot be read \(Permission denied\)$"):
+        LatentStore(store_copy)
 
 
 def test_a_shard_of_an_earlier_version_is_read(store_copy, whole):

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from sidestep.captures import read_captures
 from sidestep.captures.packing import pack_captures
 from sidestep.cli import main
 from sidestep.errors import SidestepError
 from sidestep.files import save_tensors
+from sidestep.latents import TENSORS
 from sidestep.verification import verify
 
 FURNITURE = Path(__file__).parent / "data" / "furniture"
@@ -75,11 +78,38 @@ def test_a_run_and_one_checkpoint(run: Path) -> None:
     assert verify(run).faults[0].startswith(f"{path}: damaged, or no .safetensors file")
 
 
-def test_what_has_no_checksums_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("none")
-    for path in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(SidestepError, match=f"^{path}: holds nothing that has checksums"):
-            verify(path)
+def test_what_writers_are_at_is_passed_over(run: Path) -> None:
+    hidden = run / "unet" / ".checkpoint.0a1b2c3d.part.safetensors"
+    hidden.mkdir()
+    (hidden / "checkpoint.safetensors").write_bytes(b"half")
+    (run / ".model.0a1b2c3d.part.safetensors").write_bytes(b"half")
+    assert (verify(run).files, verify(run).faults) == (2, [])
+
+
+def test_what_has_no_checksums_is_refused_or_counted(run: Path, tmp_path: Path, store_copy: Path) -> None:
+    with pytest.raises(SidestepError, match=f"^{tmp_path}/absent: no such file or folder$"):
+        verify(tmp_path / "absent")
+    (tmp_path / "old").mkdir()
+    with pytest.raises(SidestepError, match=f"^{tmp_path}/old: holds nothing that has checksums"):
+        verify(tmp_path / "old")
+    save_file({"a": torch.ones(3)}, run / "old.safetensors")
+    assert (verify(run).files, verify(run).without_checksums, verify(run).faults) == (3, 1, [])
+    for number in range(3):  # a store of a version that wrote none
+        shard = store_copy / f"shard-{number:05d}.safetensors"
+        with safe_open(shard, framework="pt") as file:
+            tensors, metadata = {name: file.get_tensor(name).clone() for name in TENSORS}, file.metadata()
+        save_file(tensors, shard, metadata=metadata)
+        if number == 0:
+            assert verify(store_copy).without_checksums == 1
+    with pytest.raises(SidestepError, match=f"^{store_copy}: holds nothing that has checksums"):
+        verify(store_copy)
+
+
+def test_checksums_of_rows_where_there_are_none_are_damage(tmp_path: Path) -> None:
+    save_file({"x": torch.zeros(3), "crc32/x": torch.zeros(3, dtype=torch.int64)}, tmp_path / "a.safetensors")
+    assert verify(tmp_path).faults == [
+        f"{tmp_path}/a.safetensors: damaged; delete it and run the command that made it again"
+    ]
 
 
 @pytest.mark.parametrize("as_json", [True, False])

@@ -50,7 +50,7 @@ def are_intact(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bo
     """Whether all tensors of a file are what was written, but for rows that have checksums of their own."""
     for name, sums in tensors.items():
         rows = tensors.get(name.removeprefix(ROWS)) if name.startswith(ROWS) else None
-        if rows is not None and (sums.dtype != torch.int64 or sums.shape != rows.shape[:1]):
+        if rows is not None and (rows.ndim < 2 or sums.dtype != torch.int64 or sums.shape != rows.shape[:1]):
             return False
     found = tensors.get(DIGEST)
     if found is None:

@@ -26,15 +26,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sidestep.cameras import Camera
-from sidestep.checksums import are_intact, damaged_row, without_checksums
+from sidestep.checksums import DIGEST, are_intact, damaged_row, without_checksums
 from sidestep.errors import SidestepError
-from sidestep.inputs import open_file, read_json
+from sidestep.inputs import open_file, read_bytes
 from sidestep.inversion import InversionSettings, Inverted
 
 FORMAT = 1
 LATENTS = ("mean", "noise")
 TENSORS = (*LATENTS, "intrinsics", "world_to_camera", "distance_scale")
 
+_MOST_PLAN = 4 * 2**30  # bytes of a store.json, which has 20 to 30 a frame
 _MOST_STEPS = 100_000  # of noise; what a plan claims is made a grid of
 _REMEDY = "; delete it and run `sidestep encode` again"
 
@@ -166,24 +167,25 @@ class LatentStore:
                 _advise(self._shards[scene.shard][name][scene.start + frame], "MADV_WILLNEED")
 
 
-def find_damage(folder: str | Path, progress: Callable[[int, int], None] | None = None) -> tuple[int, list[str]]:
+def find_damage(folder: str | Path, progress: Callable[[int, int], None] | None = None) -> tuple[int, int, list[str]]:
     """Reads all of a store.
 
     Args:
         progress: called with (shards read, shards in all).
 
     Returns:
-        How many bytes its shards have, and what is damaged or missing, with what to do.
+        How many bytes its shards have, how many shards have no checksums, and what is damaged, missing or another
+        store's, with what to do.
 
     Raises:
-        SidestepError: if it is no store, or holds another's shard.
+        SidestepError: if it is no store.
     """
     folder = Path(folder)
     plan = read_plan(folder)
     if plan is None:
         raise SidestepError(f"{folder}: no store of latents (no store.json); make one with `sidestep encode`")
     count, digest = len(plan["shards"]), plan_digest(plan)
-    size, faults = 0, []
+    size, without, faults = 0, 0, []
     for index in range(count):
         file = shard_path(folder, index)
         try:
@@ -191,6 +193,7 @@ def find_damage(folder: str | Path, progress: Callable[[int, int], None] | None 
                 raise _missing(folder, index, count)
             size += file.stat().st_size
             _, mapped = open_shard(file, digest)
+            without += DIGEST not in mapped
             for name in LATENTS:
                 damaged = damaged_row(mapped, name, range(len(mapped[name])))
                 if damaged is not None:
@@ -199,7 +202,7 @@ def find_damage(folder: str | Path, progress: Callable[[int, int], None] | None 
             faults.append(str(fault))
         if progress is not None:
             progress(index + 1, count)
-    return size, faults
+    return size, without, faults
 
 
 def _missing(folder: Path, index: int, count: int) -> SidestepError:
@@ -290,17 +293,18 @@ def read_plan(folder: Path) -> dict[str, Any] | None:
     """What a store's store.json says, or None where there is none.
 
     Raises:
-        SidestepError: if it is damaged, or of another format.
+        SidestepError: if it cannot be read, is damaged, or of another format.
     """
     path = folder / "store.json"
     if not path.exists():
         return None
+    data = read_bytes(path, _MOST_PLAN)
     try:
-        plan: dict[str, Any] = read_json(path)
+        plan: dict[str, Any] = json.loads(data)
         version = plan["format"]
         if version == FORMAT:
             _check_plan(plan)
-    except (SidestepError, ValueError, TypeError, KeyError, AttributeError):
+    except (SidestepError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise SidestepError(f"{path}: damaged; delete the folder and run `sidestep encode` again") from None
     if version != FORMAT:
         raise SidestepError(f"{path}: format {version}, but this Sidestep reads {FORMAT}; encode again")

@@ -34,13 +34,15 @@ class Verified:
         kind: "store of latents", "pack", or "run" for files of tensors, a model's too.
         files: that were read.
         bytes: of these.
-        faults: what is damaged or missing, a line each, with what to do.
+        without_checksums: how many of these have none (an earlier version's, another program's): they tell nothing.
+        faults: what is damaged, or missing from a store or a pack, a line each, with what to do.
     """
 
     path: str
     kind: str
     files: int
     bytes: int
+    without_checksums: int
     faults: list[str]
 
 
@@ -56,12 +58,24 @@ def verify(path: str | Path, progress: Progress | None = None) -> Verified:
     """
     folder = Path(path)
     if (folder / "store.json").exists():
-        size, faults = find_damage(folder, progress)
-        return Verified(str(path), "store of latents", len(list(folder.glob("shard-*"))), size, faults)
-    if is_pack(path):
-        return _pack(str(path), progress)
-    files = [folder] if folder.is_file() else sorted(folder.rglob("*.safetensors"))
-    return _run(str(path), files, progress)
+        found = _store(folder, progress)
+    elif is_pack(path):
+        found = _pack(str(path), progress)
+    elif not folder.exists():
+        raise SidestepError(f"{path}: no such file or folder")
+    else:
+        found = _run(folder, progress)
+    if found.files == found.without_checksums and not found.faults:
+        raise SidestepError(
+            f"{path}: holds nothing that has checksums; name a store, a pack, a run, a model or a checkpoint that this "
+            "version wrote"
+        )
+    return found
+
+
+def _store(folder: Path, progress: Progress | None) -> Verified:
+    size, without, faults = find_damage(folder, progress)
+    return Verified(str(folder), "store of latents", len(list(folder.glob("shard-*"))), size, without, faults)
 
 
 def _pack(path: str, progress: Progress | None) -> Verified:
@@ -89,23 +103,27 @@ def _pack(path: str, progress: Progress | None) -> Verified:
             faults.append(f"{storage.locate(name)}: no such file; copy the pack again, or pack again")
         if progress is not None:
             progress(done, len(lines))
-    return Verified(path, "pack", len(lines), size, faults)
+    return Verified(path, "pack", len(lines), size, 0, faults)
 
 
-def _run(path: str, files: list[Path], progress: Progress | None) -> Verified:
-    checked, size, faults = 0, 0, []
+def _run(path: Path, progress: Progress | None) -> Verified:
+    files = (
+        [path]
+        if path.is_file()
+        else [file for file in sorted(path.rglob("*.safetensors")) if _has_its_name(file, path)]
+    )
+    size, without, faults = 0, 0, []
     for done, file in enumerate(files, start=1):
         try:
-            if check_file(file):
-                checked, size = checked + 1, size + file.stat().st_size
+            size += file.stat().st_size
+            listed = check_file(file)
             with safe_open(file, framework="pt") as opened:
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no dictionary)
                 intact = are_intact(tensors, opened.metadata() or {})
             for name in (name for name in tensors if name.startswith(ROWS)):
                 own = name.removeprefix(ROWS)
                 intact = intact and damaged_row(tensors, own, range(len(tensors[own]))) is None
-            if DIGEST in tensors:
-                checked, size = checked + 1, size + file.stat().st_size
+            without += not listed and DIGEST not in tensors
             if not intact:
                 faults.append(f"{file}: damaged; delete it and run the command that made it again")
         except SidestepError as error:
@@ -114,6 +132,9 @@ def _run(path: str, files: list[Path], progress: Progress | None) -> Verified:
             faults.append(f"{file}: damaged, or no .safetensors file ({error})")
         if progress is not None:
             progress(done, len(files))
-    if not checked and not faults:
-        raise SidestepError(f"{path}: holds nothing that has checksums; name a store, a pack, a run or a checkpoint")
-    return Verified(path, "run", checked, size, faults)
+    return Verified(str(path), "run", len(files), size, without, faults)
+
+
+def _has_its_name(file: Path, folder: Path) -> bool:
+    """Whether it is a file that has been written; what a writer is still at, or was when it was killed, is hidden."""
+    return file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts)
