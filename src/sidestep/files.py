@@ -71,6 +71,17 @@ def atomic_path(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
                 temporary.unlink()
 
 
+def delete_folder(path: Path) -> None:
+    """Deletes a folder, after it was moved away: a kill in between must not leave half of one under its name.
+
+    Raises:
+        OSError: if it is not there, or cannot be moved or deleted.
+    """
+    old = _temporary(path)
+    os.replace(path, old)
+    shutil.rmtree(old)
+
+
 def _name_anew(temporary: Path, path: Path) -> None:
     """Names a file `path` unless there is one of that name, which raises FileExistsError."""
     try:

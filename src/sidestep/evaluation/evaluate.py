@@ -6,6 +6,7 @@ import resource
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, replace
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from sidestep.evaluation.baseline_rows import BASELINES, BLUR, PHOTOS, baseline_
 from sidestep.evaluation.baselines import BestBlur
 from sidestep.evaluation.comparison import choose_main_row
 from sidestep.evaluation.gallery import COLUMNS, PARTS_COLUMN, SIDE, first_sheet, mark_parts
-from sidestep.evaluation.kept import Kept, Measured, digest_of
+from sidestep.evaluation.kept import FOLDER, Kept, Measured, digest_of
 from sidestep.evaluation.maps import PairMaps, measured_parts
 from sidestep.evaluation.metrics import GRADIENT, HIGHEST_PSNR, Metrics, Targets
 from sidestep.evaluation.predictions import Predictions
@@ -40,7 +41,7 @@ from sidestep.evaluation.report import write_report
 from sidestep.evaluation.results import PARTS, SUBSETS, Difference, Estimate, Group, Results, Row
 from sidestep.evaluation.rows import Batch, Model, by_group, relative_cameras
 from sidestep.evaluation.statistics import bootstrap, paired_difference
-from sidestep.files import alone, atomic_path, make_folder, sweep, writing
+from sidestep.files import alone, atomic_path, bring_to_disk, make_folder, sweep, writing
 from sidestep.images import resize_and_crop, to_image, to_tensor
 from sidestep.pipeline import NovelViewPipeline
 
@@ -138,7 +139,7 @@ def evaluate(
     out = Path(out)
     make_folder(out)
     with alone(out / ".lock", f"{out}: another evaluation writes into it; wait for it, or name another folder"):
-        sweep(out, WRITTEN)
+        sweep(out, {*WRITTEN, FOLDER})
         with writing(out):
             kept = Kept(out, run.made_of(batch_size, seed))
             results = run(about, kept, batch_size, seed, progress)
@@ -200,7 +201,7 @@ class _Run:
             "figures": [figure.name for figure in self.figures],
             "predictions": [each.checksum() for each in self.predictions],
             "numbers": [self.model.steps, self.model.seed, batch_size, seed, self.size],
-            "computed by": [torch.__version__, str(prior.unet.device), str(prior.unet.dtype)],
+            "computed by": [version("sidestep"), torch.__version__, str(prior.unet.device), str(prior.unet.dtype)],
         }
         return digest_of([prior, tunet], self.pairs, settings)
 
@@ -472,12 +473,14 @@ def _finite(
 
 
 def _keep(folder: Path, pairs: Sequence[PairOfFrames], pictures: Tensor) -> None:
-    """As small as the report shows them; it shows some, once it is known which."""
+    """As small as the report shows them; it shows some, once it is known which. On the disk before their batch is."""
     folder.mkdir(exist_ok=True)
     for pair, picture in zip(pairs, pictures, strict=True):
         image = to_image(picture)
         image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-        image.save(folder / f"{pair.position:05d}.png")
+        file = folder / f"{pair.position:05d}.png"
+        image.save(file)
+        bring_to_disk(file)
 
 
 def _device(device: torch.device, batch_size: int) -> str:

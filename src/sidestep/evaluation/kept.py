@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -14,9 +13,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from sidestep.captures.packed import Slice
 from sidestep.checksums import are_intact, bytes_of, without_checksums
 from sidestep.evaluation.protocol import PairOfFrames, frame_beside
-from sidestep.files import save_tensors, sweep, write_json
+from sidestep.files import delete_folder, save_tensors, sweep, write_json
+from sidestep.images import Stored
 
 FOLDER = ".evaluation"
 
@@ -69,12 +70,13 @@ class Kept:
         self.folder = out / FOLDER
         self.pictures = self.folder / "pictures"
         marker = self.folder / "made_of.json"
+        self._made_of = made_of
         try:
             same = json.loads(marker.read_text(encoding="utf-8")) == made_of
         except (OSError, ValueError):
             same = False
-        if not same:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        if not same and self.folder.exists():
+            delete_folder(self.folder)
         self.pictures.mkdir(parents=True, exist_ok=True)
         sweep(self.folder)
         write_json(marker, made_of)
@@ -86,7 +88,7 @@ class Kept:
             with safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
                 metadata = file.metadata()
-                if not are_intact(tensors, metadata):
+                if not are_intact(tensors, metadata) or metadata["made_of"] != self._made_of:
                     return None
                 told = json.loads(metadata["about"])
         except (SafetensorError, OSError, ValueError, TypeError, KeyError):
@@ -111,11 +113,11 @@ class Kept:
         Raises:
             SidestepError: if it cannot be written.
         """
-        save_tensors(self._path(batch), features, {"about": json.dumps(vars(measured))})
+        save_tensors(self._path(batch), features, {"about": json.dumps(vars(measured)), "made_of": self._made_of})
 
     def clear(self) -> None:
-        """Deletes all of it."""
-        shutil.rmtree(self.folder)
+        """Deletes all of it, once the report is there; killed in this, the same call begins anew."""
+        delete_folder(self.folder)
 
     def _path(self, batch: int) -> Path:
         return self.folder / f"batch-{batch:05d}.safetensors"
@@ -144,6 +146,13 @@ def digest_of(networks: Iterable[torch.nn.Module], pairs: Iterable[PairOfFrames]
                 if source is None:
                     continue
                 if str(source) not in sums:
-                    sums[str(source)] = zlib.crc32(source.read_bytes())
+                    sums[str(source)] = _sum_of(source)
                 digest.update(f"{sums[str(source)]:08x}".encode())
     return digest.hexdigest()
+
+
+def _sum_of(source: Path | Stored) -> int:
+    # What lies in a pack was compared with its checksum when it was read; it may have to be fetched once more.
+    if isinstance(source, Slice) and source.crc32 >= 0:
+        return source.crc32
+    return zlib.crc32(source.read_bytes())
