@@ -30,6 +30,7 @@ from sidestep.cameras import Camera
 from sidestep.captures import Frame, Scene, read_captures
 from sidestep.captures.co3d import HalfDepth
 from sidestep.captures.maps import Alpha, read_depth, write_depth, write_mask
+from sidestep.captures.packed import Slice
 from sidestep.captures.packing import pack_captures
 from sidestep.captures.storage import Storage
 from sidestep.captures.streaming import stream_frames, stream_scenes
@@ -224,11 +225,13 @@ def test_a_pack_in_an_object_store(scenes: list[Scene], whole: Path, s3: Any, s3
 
 
 def test_an_object_store_is_asked_for_one_photo_not_for_a_shard(s3: Any, s3_pack: str, scenes: list[Scene]) -> None:
-    frame = read_captures(s3_pack)[-1].frames[2]
-    shard = f"captures/sets/pack/{frame.path.shard}"  # type: ignore[union-attr]
+    photo = read_captures(s3_pack)[-1].frames[2].path
+    assert isinstance(photo, Slice)
+    shard = f"captures/sets/pack/{photo.shard}"
     data = s3.cat_file(shard)
-    s3.pipe_file(shard, b"x" * len(data))
-    assert frame.path.read_bytes() == b"x" * len(scenes[-1].frames[2].path.read_bytes())
+    end = photo.start + photo.size
+    s3.pipe_file(shard, b"x" * photo.start + data[photo.start : end] + b"x" * (len(data) - end))
+    assert photo.read_bytes() == scenes[-1].frames[2].path.read_bytes()
     s3.pipe_file(shard, data)
 
 
