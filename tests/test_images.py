@@ -147,3 +147,13 @@ def test_no_field_of_view_where_exif_tells_none(tmp_path):
 
 def test_a_very_long_photo_costs_no_more_than_its_square() -> None:
     assert resize_and_crop(Image.new("RGB", (3_000_000, 1), "red"), 64).getpixel((32, 32)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_phones_photo_with_a_video_behind_it(tmp_path, progressive):
+    exif = Image.Exif()
+    exif[0x010E] = b"\xff\xda" * 1000  # as in the scans of a thumbnail
+    Image.new("L", (2000, 1500)).save(tmp_path / "a.jpg", progressive=progressive, exif=exif)
+    with (tmp_path / "a.jpg").open("ab") as file:
+        file.write(b"moov\xff\xda" * 1000)
+    assert load_image(tmp_path / "a.jpg").size == (2000, 1500)

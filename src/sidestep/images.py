@@ -2,11 +2,13 @@
 
 import io
 import math
+import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 import numpy as np
 import torch
@@ -32,6 +34,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # of the files that are looked fo
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 MAX_PIXELS = 100_000_000
 _MOST_PASSES = 2_000_000_000  # pixels times scans of a progressive JPEG, which usually has ten scans
+_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # of a JPEG; a scan has the others within it
+_MOST_SEGMENTS = 100_000  # of a JPEG, which has dozens
 FULL_FRAME_DIAGONAL = math.hypot(36.0, 24.0)  # mm; "35 mm equivalent" compares diagonals (CIPA DCG-001)
 
 _TRANSPOSE = {
@@ -222,13 +226,40 @@ def _refuse_slow(image: ImageFile.ImageFile, path: Source) -> None:
     if image.tile and image.tile[0][0] == "ppm_plain":
         raise SidestepError(f"{path}: a picture written as text; save it as PNG")
     if image.format in ("JPEG", "MPO") and image.fp is not None:
-        file, place = image.fp, image.fp.tell()
-        file.seek(0)
-        # The marker of a scan cannot occur within a scan's own bytes.
-        scans = sum(chunk.count(b"\xff\xda") for chunk in iter(lambda: file.read(2**20), b""))
-        file.seek(place)
+        place = image.fp.tell()
+        scans = _scans(image.fp)
+        image.fp.seek(place)
         if scans * image.width * image.height > _MOST_PASSES:
             raise SidestepError(f"{path}: a JPEG of {scans} scans, which takes too long to decode; save it again")
+
+
+def _scans(file: IO[bytes]) -> int:
+    """How many scans a JPEG has until it ends; a phone's has a video behind it, and a small JPEG in its EXIF."""
+    file.seek(2)
+    scans = 0
+    for _ in range(_MOST_SEGMENTS):
+        marker = _next_marker(file)
+        if marker in (None, 0xD9):  # the end
+            return scans
+        if marker != 0x01:  # the only one here that has no length
+            length = int.from_bytes(file.read(2), "big")
+            file.seek(max(length - 2, 0), os.SEEK_CUR)
+        scans += marker == 0xDA
+    return _MOST_SEGMENTS
+
+
+def _next_marker(file: IO[bytes]) -> int | None:
+    """Reads on until behind a marker that is none of a scan's own."""
+    size = 64  # most follow at once
+    while data := file.read(size):
+        found = _MARKER.search(data)
+        if found is not None:
+            file.seek(found.end() - len(data), os.SEEK_CUR)
+            return data[found.end() - 1]
+        if data[-1] == 0xFF and len(data) > 1:
+            file.seek(-1, os.SEEK_CUR)
+        size = min(8 * size, 2**20)
+    return None
 
 
 def _orientation(image: Image.Image) -> int:

@@ -165,6 +165,10 @@ def test_a_jpeg_of_thousands_of_scans(tmp_path):
     (tmp_path / "a.jpg").write_bytes(whole[:-2] + last * 2000 + whole[-2:])
     with pytest.raises(SidestepError, match=r"a JPEG of 20.. scans"):
         load_image(tmp_path / "a.jpg")
+    # Segments without end are no way to hide them.
+    (tmp_path / "a.jpg").write_bytes(whole[:-2] + b"\xff\xfe\0\2" * 200_000 + last * 2000 + whole[-2:])
+    with pytest.raises(SidestepError, match=r"a JPEG of 100000 scans"):
+        load_image(tmp_path / "a.jpg")
     (tmp_path / "a.jpg").write_bytes(whole)
     assert load_image(tmp_path / "a.jpg").size == (4000, 4000)
 
