@@ -269,3 +269,10 @@ def _write_too_much(path: Path) -> None:
 
 if __name__ == "__main__":
     _write_too_much(Path(sys.argv[1]))
+
+
+@pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "No"), PermissionError(errno.EACCES, "No", 3)])
+def test_what_the_block_may_not_do_elsewhere_is_not_told_of_the_file(tmp_path, monkeypatch, error):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PermissionError), atomic_path("a.json"):
+        raise error

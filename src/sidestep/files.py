@@ -60,7 +60,8 @@ def atomic_path(path: str | Path, *, replace: bool = True) -> Iterator[Path]:
         else:
             _name_anew(temporary, path)
     except PermissionError as error:
-        if Path(error.filename or "") not in (temporary, *path.parents):
+        # A relative path's parents hold ".", which is what no name at all would be; a descriptor is no name.
+        if not isinstance(error.filename, str | os.PathLike) or Path(error.filename) not in (temporary, *path.parents):
             raise
         raise _cannot_be_written(path, error.errno, os.strerror(errno.EACCES)) from None
     finally:

@@ -469,7 +469,8 @@ def _begin(run: Path, experiment: Any, start: int) -> "_Log":
     for folder in (run, run / "samples"):
         sweep(folder)
     if not (run / "checkpoint.safetensors").exists():
-        (run / "git-revision.txt").write_text(_git_revision() + "\n", encoding="utf-8")
+        with atomic_path(run / "git-revision.txt") as temporary:
+            temporary.write_text(_git_revision() + "\n", encoding="utf-8")
     if experiment is not None:
         _name_changes(experiment, run / "config.yaml")
         save_config(experiment, run / "config.yaml")
