@@ -243,7 +243,9 @@ def _count_operations(folder: Path, last: int | None) -> list[int]:
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if not (event == "open" or event.startswith(("os.", "shutil."))):
             return
-        if any(place in str(argument) for argument in arguments if isinstance(argument, str | os.PathLike)):
+        named = any(place in str(argument) for argument in arguments if isinstance(argument, str | os.PathLike))
+        # What lies in a folder that is deleted is named by that folder's descriptor, which is -1 where there is none.
+        if named or (event in ("os.remove", "os.rmdir") and arguments[-1] != -1):
             seen[0] += 1
             if seen[0] == last:
                 os.kill(os.getpid(), signal.SIGKILL)
