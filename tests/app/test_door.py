@@ -323,6 +323,36 @@ def test_a_session_is_the_visitors_who_used_it_first(app: Any) -> None:
     assert begin(one, "mine").status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("asked", "status", "content"),
+    [
+        ("bytes=0-1", 206, b"01"),  # as Safari begins a video
+        ("bytes=4-", 206, b"456789"),
+        ("bytes=-2", 206, b"89"),
+        ("bytes=50-60", 416, b""),
+        ("bytes=a-b-c", 400, None),
+        ("bytes=0-1,3-4", 206, None),
+    ],
+)
+def test_a_part_of_a_result_says_nothing_of_who_asked(guarded: Any, asked: str, status: int, content: bytes) -> None:
+    client = visitor(guarded, BEYOND)
+    client.get("/", params={"token": TOKEN})
+    session = asked.encode().hex()
+    assert begin(client, session).status_code == 200
+    folder = guarded.state.sessions.of(session)._folder / "made-1"
+    folder.mkdir(exist_ok=True)
+    (folder / VIDEO).write_bytes(b"0123456789")
+    (cookie,) = client.cookies.jar
+    headers = {"range": asked, "authorization": f"Bearer {TOKEN}", "x-mine": "secret"}
+    answer = client.get(f"{API}/file={folder / VIDEO}", headers=headers)
+    assert answer.status_code == status
+    assert content is None or answer.content == content
+    told = str(answer.headers)
+    assert not any(secret in told for secret in (TOKEN, str(cookie.value), "secret", "authorization"))
+    whole = client.head(f"{API}/file={folder / VIDEO}")
+    assert (whole.headers["content-length"], whole.headers["accept-ranges"]) == ("10", "bytes")
+
+
 def test_a_cookie_that_this_server_did_not_seal_is_none(app: Any) -> None:
     one = visitor(app)
     one.get("/")

@@ -13,9 +13,9 @@ from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers, QueryParams
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, RedirectResponse, Response
 
-from sidestep.app.session import MAX_BYTES, Sessions
+from sidestep.app.session import ARCHIVE, MAX_BYTES, Sessions
 from sidestep.app.uploads import Full, Uploads, in_time
 from sidestep.app.visitors import PROGRAM, Visitors
 
@@ -128,9 +128,7 @@ class Door:
         elif path.startswith(HEARTBEAT):
             self._check_owner(visitor, path.removeprefix(HEARTBEAT))
         elif path.startswith(FILE):
-            maker = self._sessions.maker(Path(path.removeprefix(FILE)))
-            if maker is None or not self._visitors.may_use(visitor, maker):
-                raise _Refused(403, "There is no such file of yours")
+            return await self._result(visitor, Path(path.removeprefix(FILE)))(scope, receive, send)
         await self._app(scope, receive, send)
 
     def _check_owner(self, visitor: str, session: Any) -> None:
@@ -138,6 +136,14 @@ class Door:
             raise _Refused(400, "The session's name is missing, or is none")
         if not self._visitors.may_use(visitor, session):
             raise _Refused(403, "Another visitor's session; load the page again")
+
+    def _result(self, visitor: str, file: Path) -> Response:
+        """A result, or the part of it that is asked for; gradio would answer that with the request's own headers."""
+        maker = self._sessions.maker(file)
+        if maker is None or not self._visitors.may_use(visitor, maker) or not file.is_file():
+            raise _Refused(403, "There is no such file of yours")
+        headers = {"cache-control": "private"}
+        return FileResponse(file, headers=headers, filename=ARCHIVE if file.name == ARCHIVE else None)
 
     async def _checked(self, request: Request, visitor: str) -> Any:
         """What was sent, to be received once more, if it is what the page would send."""
