@@ -1,19 +1,22 @@
 """What the server answers, to whom, and from which files."""
 
+import asyncio
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sidestep.app.session import Studio
+from sidestep.app.session import Sessions, Studio
 from sidestep.errors import SidestepError
 
 pytest.importorskip("gradio", reason="the page's extra is not installed")
 
 from starlette.testclient import TestClient
 
-from sidestep.app.server import example_photos, serve
+from sidestep.app.server import _sweep, example_photos, serve
+from sidestep.app.uploads import Uploads
 
 
 def test_the_page_and_what_it_loads_come_from_here_alone(client: TestClient) -> None:
@@ -37,6 +40,25 @@ def test_every_loopback_address_answers_to_its_own_names_alone(build: Callable[.
         client = TestClient(build(host=host), base_url=f"http://{host}:7860")
         assert client.get("/sidestep/viewport.js").status_code == 200
         assert client.get("/sidestep/viewport.js", headers={"host": "elsewhere.example"}).status_code == answer
+
+
+def test_a_proxy_on_this_machine_passes_on_its_own_name(build: Callable[..., Any]) -> None:
+    token = "a token of words and 1 number"
+    client = TestClient(build(token=token), base_url="http://127.0.0.1:7860")
+    headers = {"host": "sidestep.example"}
+    assert client.get("/config", headers={**headers, "authorization": f"Bearer {token}"}).status_code == 200
+    assert client.get("/config", headers=headers).status_code == 401  # as for a name that is pointed here
+
+
+def test_a_sweep_that_fails_ends_nothing(
+    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(self: Path) -> Any:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(Path, "iterdir", fail)
+    asyncio.run(_sweep(Sessions(studio, tmp_path), Uploads(tmp_path)))
+    assert "Too many open files" in caplog.text
 
 
 def test_no_other_site_may_frame_the_page(client: TestClient) -> None:

@@ -16,12 +16,15 @@ from fastapi.responses import PlainTextResponse
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.staticfiles import StaticFiles
 
+from sidestep.app.connections import BACKLOG, Connection
 from sidestep.app.door import Door
 from sidestep.app.session import MAX_BYTES, Sessions, Studio
 from sidestep.app.uploads import Uploads
 from sidestep.app.visitors import Visitors
 from sidestep.errors import SidestepError
 from sidestep.models import BUNDLED, model_folder
+
+logger = logging.getLogger(__name__)
 
 LOOPBACK = ("127.0.0.1", "localhost")
 SWEEP = 10  # seconds between looking for sessions and uploads whose time is over
@@ -61,17 +64,14 @@ def serve(studio: Studio, host: str, port: int, ready: Callable[[str], None], to
         sessions: Sessions = app.state.sessions
         uploads: Uploads = app.state.uploads
 
-        async def sweep() -> None:
-            await asyncio.to_thread(sessions.sweep)
-            await asyncio.to_thread(uploads.sweep)
-
         config = uvicorn.Config(
             app,
-            http="h11",  # takes headers of a limited length alone
+            http=Connection,  # which takes headers of a limited length alone, as h11 does
+            backlog=BACKLOG,
             ws="none",
             log_level="warning",
             timeout_graceful_shutdown=1,
-            callback_notify=sweep,
+            callback_notify=lambda: _sweep(sessions, uploads),
             timeout_notify=SWEEP,
         )
         _Server(config, sessions).run(sockets=[listening])
@@ -84,7 +84,7 @@ def build_app(
 
     Args:
         folder: private; uploads and results go there.
-        host: what it is reached by; loopback's name alone is answered where it is loopback's.
+        host: what it is reached by; loopback's name alone is answered where it is loopback's and there is no token.
         token: what lets a visitor in; without one everybody is.
     """
     visitors = Visitors(token, f"sidestep-{port}")
@@ -110,8 +110,8 @@ def build_app(
         folder=folder,
     )
     app.add_middleware(_Headers)
-    if _is_loopback(host):
-        # A page elsewhere must not reach this one through a name that it points here.
+    if _is_loopback(host) and token is None:
+        # A page elsewhere must not reach this one through a name that it points here, which has no cookie of a token.
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, host])
     app.get("/sidestep/model-card")(_model_card)
     app.mount("/sidestep", StaticFiles(directory=STATIC))
@@ -131,6 +131,15 @@ def build_app(
         css_paths=[STATIC / "page.css"],
         theme=_theme(),
     )
+
+
+async def _sweep(sessions: Sessions, uploads: Uploads) -> None:
+    """Removes what is over. That it fails once, as where no file can be opened any more, does not end the server."""
+    for sweep in (sessions.sweep, uploads.sweep):
+        try:
+            await asyncio.to_thread(sweep)
+        except OSError as error:
+            logger.error("what is over could not be removed: %s", error)
 
 
 def _theme() -> Any:
