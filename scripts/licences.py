@@ -118,6 +118,7 @@ FILES = (
         CC_BY_4,
     ),
     Files(("docs/*.svg",), "drawings", "the Sidestep authors", "Apache-2.0", "LICENSE"),
+    Files(("tests/data/bad/*",), "files that fuzzing made", "the Sidestep authors", "Apache-2.0", "LICENSE"),
 )
 
 # What packages say that is no SPDX expression, in a line of theirs called License or in a classifier.
