@@ -3,11 +3,13 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import anyio
 import pytest
 
+from sidestep.app import uploads
 from sidestep.app.session import ARCHIVE, VIDEO
 
 pytest.importorskip("gradio", reason="the page's extra is not installed")
@@ -426,14 +428,24 @@ def test_a_page_elsewhere_does_not_get_in_with_the_token(guarded: Any) -> None:
 
 
 def test_uploads_of_a_while_leave_room_for_no_more(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sidestep.app.uploads.KEPT", -1.0)
-    client.app.state.uploads.sweep()
-    monkeypatch.setattr("sidestep.app.uploads.MAX_KEPT", 1000)
+    now = monotonic() + uploads.KEPT
+    monkeypatch.setattr(uploads, "monotonic", lambda: now)
+    monkeypatch.setattr(uploads, "MAX_KEPT", 2500)
     answers = [client.post(f"{API}/upload", files={"files": ("a.png", bytes([i]) * 900)}) for i in range(3)]
     assert [answer.status_code for answer in answers] == [200, 200, 503]
     assert "try again" in answers[-1].text
-    client.app.state.uploads.sweep()
+    now += uploads.KEPT
     assert client.post(f"{API}/upload", files={"files": ("a.png", b"0")}).status_code == 200
+
+
+def test_a_second_file_and_a_long_name_of_an_upload_are_refused(client: TestClient) -> None:
+    before = files(client)
+    two = [("files", (f"two-{i}.png", b"2")) for i in range(2)]
+    assert client.post(f"{API}/upload", files=two).status_code == 413
+    one = {"files": ("long-1.png", b"1")}
+    assert client.post(f"{API}/upload", params={"upload_id": "x" * 65}, files=one).status_code == 400
+    assert not {path.name for path in files(client)} - {path.name for path in before} & {"two-0.png", "long-1.png"}
+    assert client.post(f"{API}/upload", params={"upload_id": "x" * 64}, files=one).status_code == 200
 
 
 def test_a_body_is_read_once_and_arrives_whole(client: TestClient) -> None:

@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, RedirectResponse, Response
 
 from sidestep.app.session import ARCHIVE, MAX_BYTES, Sessions
-from sidestep.app.uploads import Full, Uploads, in_time
+from sidestep.app.uploads import Full, OnePhoto, Uploads, in_time
 from sidestep.app.visitors import PROGRAM, Visitors
 
 MAX_UPLOAD = MAX_BYTES + 2**20  # one photo and what is sent around it
@@ -115,12 +115,7 @@ class Door:
         """Passes on what the visitor asks of a session of theirs, or of none."""
         scope, receive, path = request.scope, request.receive, request.scope["path"]
         if path == UPLOAD:
-            _check_type(request.headers, "multipart/form-data")
-            try:
-                with self._uploads.place(visitor):
-                    return await self._app(scope, in_time(receive), send)
-            except Full as full:
-                raise _Refused(503, str(full)) from None
+            return await self._upload(request, visitor, send)
         if scope["method"] == "POST":
             receive = await self._checked(request, visitor)
         elif path == EVENTS:
@@ -130,6 +125,27 @@ class Door:
         elif path.startswith(FILE):
             return await self._result(visitor, Path(path.removeprefix(FILE)))(scope, receive, send)
         await self._app(scope, receive, send)
+
+    async def _upload(self, request: Request, visitor: str, send: Any) -> None:
+        _check_type(request.headers, "multipart/form-data")
+        if len(request.query_params.get("upload_id", "")) > 64:  # gradio keeps each
+            raise _Refused(400, "The upload's name is too long")
+        body = OnePhoto(request.receive, request.headers["content-type"])
+
+        async def answer(message: Any) -> None:
+            if not body.more:
+                await send(message)
+
+        try:
+            with self._uploads.place(visitor, int(request.headers.get("content-length", "0"))):
+                await self._app(request.scope, body.receive, answer)
+        except Full as full:
+            raise _Refused(503, str(full)) from None
+        except ClientDisconnect:
+            if not body.more:
+                raise
+        if body.more:
+            raise _Refused(413, "One photo at a time is taken")
 
     def _check_owner(self, visitor: str, session: Any) -> None:
         if not isinstance(session, str) or not _NAME.fullmatch(session):
@@ -148,7 +164,7 @@ class Door:
     async def _checked(self, request: Request, visitor: str) -> Any:
         """What was sent, to be received once more, if it is what the page would send."""
         _check_type(request.headers, "application/json")
-        body = await request.body()
+        body = await _body(request)
         try:
             told = json.loads(body)
         except (ValueError, RecursionError):
@@ -180,7 +196,7 @@ class Door:
     async def _admit(self, request: Request, cookie: str | None) -> Response:
         if request.method == "POST":
             _check_type(request.headers, "application/x-www-form-urlencoded")
-            told = parse_qs((await request.body()).decode("latin-1")).get("token", [""])[-1]
+            told = parse_qs((await _body(request)).decode("latin-1")).get("token", [""])[-1]
         else:
             told = request.query_params.get("token", "")
         if not self._visitors.admits(told):
@@ -213,6 +229,13 @@ def _check_size(headers: Headers, limit: int) -> None:
         raise _Refused(400, "Its length is no number")
     if len(length) > 12 or int(length) > limit:
         raise _Refused(413, f"Too large; {limit // 2**10} KB are taken")
+
+
+async def _body(request: Request) -> bytes:
+    try:
+        return await Request(request.scope, in_time(request.receive)).body()
+    except ClientDisconnect:
+        raise _Refused(408, "It took too long to arrive") from None
 
 
 def _check_type(headers: Headers, expected: str) -> None:
