@@ -81,7 +81,7 @@ def test_a_pack_is_not_read_once_more_for_its_digest(tmp_path: Path, monkeypatch
 
 
 def test_an_evaluation_that_another_version_began_is_begun_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = torch.nn.Linear(1, 1)
+    network: Any = torch.nn.Linear(1, 1)
     network.unet = SimpleNamespace(device="cpu", dtype="float32")
     model = SimpleNamespace(prior=network, tunet=network, steps=2, seed=0)
     run: Any = SimpleNamespace(model=model, pairs=[], declared=[], figures=[], predictions=[], size=16)
