@@ -6,8 +6,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from threading import Thread
-from time import sleep
+from threading import Thread, current_thread
 from typing import Any
 
 import av
@@ -75,26 +74,33 @@ def test_a_photo_is_inverted_once(
 
 
 def test_a_photo_is_inverted_once_also_where_its_camera_is_dragged_meanwhile(
-    session: Session, photo: Path, tiny: NovelViewPipeline, monkeypatch: pytest.MonkeyPatch
+    session: Session, studio: Studio, photo: Path, tiny: NovelViewPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls, invert = [], tiny.invert
+    calls, invert, pipe = [], tiny.invert, studio.pipe
     dragging = [Thread(target=session.coarse, args=(SETTINGS, Pose(yaw))) for yaw in (0, 10)]
+    begun: set[Thread] = set()
+
+    def seen(model: str) -> NovelViewPipeline:
+        begun.add(current_thread())  # about to look for the inverted photo
+        return pipe(model)
 
     def slow(*options: Any, progress: Any, **named: Any) -> Any:
         calls.append(options)
         if len(calls) == 1:
             for drag in dragging:
                 drag.start()
-            for _ in range(200):
+            while not begun.issuperset(dragging):
                 progress("invert", 0, 1)  # lends the turn
-                sleep(0.001)
+            for _ in range(200):
+                progress("invert", 0, 1)
         return invert(*options, progress=progress, **named)
 
     monkeypatch.setattr(tiny, "invert", slow)
+    monkeypatch.setattr(studio, "pipe", seen)
     session.open(photo)
     finish(session)
     for drag in dragging:
-        drag.join(30)
+        drag.join()
     assert len(calls) == 1
 
 
@@ -474,18 +480,92 @@ def test_there_are_not_more_sessions_than_agreed(
 
 
 def test_who_waits_for_others_work_keeps_the_place(
-    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    studio: Studio, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
     monkeypatch.setattr(module, "monotonic", lambda: now)
     monkeypatch.setattr(module, "MAX_SESSIONS", 1)
     sessions = Sessions(studio, tmp_path)
+    sessions.of("one").open(photo)
     sessions.of("one").begin()
     now += module.SPARE + 1
     with pytest.raises(SidestepError, match="try again"):
         sessions.of("two")
     now += module.SPARE_WAITING
     sessions.of("two")  # it never came
+    sessions.of("two").begin()  # of nothing
+    now += module.SPARE + 1
+    assert not sessions.of("three").has_photo
+
+
+@pytest.mark.parametrize("call", ["picture", "coarse", "describe", "open"])
+def test_whose_photo_is_at_work_keeps_the_place(
+    tiny: NovelViewPipeline, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(module, "monotonic", lambda: now)
+    monkeypatch.setattr(module, "MAX_SESSIONS", 1)
+
+    def a_newcomer(*_: object, **__: object) -> Any:
+        nonlocal now
+        now += module.UNUSED + 1
+        sessions.sweep()
+        with pytest.raises(SidestepError, match="try again"):
+            sessions.of("two")
+        raise SidestepError("was here")
+
+    sessions = Sessions(Studio(["tiny"], lambda name: tiny, a_newcomer), tmp_path)
+    session = sessions.of("one")
+    session.open(photo)
+    calls = {
+        "picture": lambda: session.picture("tiny"),
+        "coarse": lambda: session.coarse(SETTINGS, Pose()),
+        "describe": session.describe,
+        "open": lambda: session.open(photo),
+    }
+    monkeypatch.setattr(tiny, "invert", a_newcomer)
+    monkeypatch.setattr(module, "load_image", a_newcomer)
+    with pytest.raises(SidestepError, match="was here"):
+        calls[call]()
+    now += module.SPARE - 1  # since it ended
+    with pytest.raises(SidestepError, match="try again"):
+        sessions.of("two")
+    now += 2
+    sessions.of("two")
+
+
+def test_of_photos_that_are_opened_at_once_the_last_one_stays(
+    session: Session, photo: Path, other_photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = module.load_image
+
+    def slow(path: Path) -> Image.Image:
+        if path == photo:
+            monkeypatch.setattr(module, "load_image", decode)
+            session._studio.decoding.release()
+            session.open(other_photo)
+            session._studio.decoding.acquire()
+        return decode(path)
+
+    monkeypatch.setattr(module, "load_image", slow)
+    with pytest.raises(Cancelled):
+        session.open(photo)
+    assert [path.read_bytes() for path in (tmp_path / "session").iterdir()] == [other_photo.read_bytes()]
+    assert session._opened_photo().path.exists()
+
+
+def test_a_photo_that_is_opened_while_its_session_ends_is_not_kept(
+    session: Session, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(path: Path) -> float | None:
+        session.close()
+        return None
+
+    monkeypatch.setattr(module, "exif_fov", ended)
+    with pytest.raises(Cancelled):
+        session.open(photo)
+    assert not session.has_photo
+    assert not (tmp_path / "session").exists()
 
 
 def test_models_are_loaded_once_and_when_asked_for(tiny: NovelViewPipeline) -> None:
@@ -495,3 +575,18 @@ def test_models_are_loaded_once_and_when_asked_for(tiny: NovelViewPipeline) -> N
     studio.pipe("b")
     studio.pipe("b")
     assert loaded == ["b"]
+
+
+def test_a_model_that_is_there_is_used_while_another_is_loaded(tiny: NovelViewPipeline) -> None:
+    def load(name: str) -> NovelViewPipeline:
+        if name == "b":
+            used = Thread(target=lambda: had.append(studio.pipe("a")), daemon=True)
+            used.start()
+            used.join()  # for ever, where it waits for this
+        return tiny
+
+    had: list[NovelViewPipeline] = []
+    studio = Studio(["a", "b"], load)
+    studio.pipe("a")
+    studio.pipe("b")
+    assert had == [tiny]

@@ -5,6 +5,7 @@ import shutil
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -134,6 +135,8 @@ class Studio:
         """
         if model not in self.models:
             raise SidestepError(f"model {model!r} is not offered here; choose one of {', '.join(self.models)}")
+        if (loaded := self._loaded.get(model)) is not None:
+            return loaded  # also while another is loaded
         with self._loading:
             if model not in self._loaded:
                 self._loaded[model] = self._load(model)
@@ -170,13 +173,15 @@ class Session:
         """
         self._studio, self._folder = studio, folder
         self._photo: _Photo | None = None
-        self._count = 0
+        self._count = 0  # of photos that were to be opened
+        self._opened = 0  # the number of the one that is
         self._turn = 0  # of the work that may go on
         self.wanted = False  # whether work was asked for and not cancelled
         self.patience = UNUSED  # seconds that it may lie unused
         self.used = monotonic()  # last
         self.left = False  # whether its page was closed since
-        self._lock = Lock()  # of the two about turns
+        self._calls = 0  # that go on, beside the making of views
+        self._lock = Lock()  # of all of these
         self._working = Lock()
         self._closed = False
 
@@ -189,12 +194,29 @@ class Session:
     def spare(self) -> bool:
         """Whether it can make room for somebody else's."""
         unused = monotonic() - self.used
-        return not self.busy and (self.left or unused > (SPARE_WAITING if self.wanted else SPARE))
+        waiting = self.wanted and self.has_photo
+        return not self._at_work and (self.left or unused > (SPARE_WAITING if waiting else SPARE))
 
     @property
     def over(self) -> bool:
         """Whether its time is."""
-        return not self.busy and monotonic() - self.used > self.patience
+        return not self._at_work and monotonic() - self.used > self.patience
+
+    @property
+    def _at_work(self) -> bool:
+        return self.busy or self._calls > 0
+
+    @contextmanager
+    def _call(self) -> Iterator[None]:
+        """Keeps the session during the block, and counts its end as a use."""
+        with self._lock:
+            self._calls += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._calls -= 1
+                self.used = monotonic()
 
     @property
     def has_photo(self) -> bool:
@@ -211,8 +233,16 @@ class Session:
             The field of view that its EXIF tells, degrees across the shorter side.
 
         Raises:
+            Cancelled: if another was opened meanwhile, or the session ended.
             SidestepError: if it is too large, or no JPEG, PNG or WebP that can be decoded.
         """
+        with self._call():
+            return self._open(path)
+
+    def _open(self, path: Path) -> float | None:
+        with self._lock:
+            self._count += 1
+            number = self._count
         try:
             if path.stat().st_size > MAX_BYTES:
                 raise SidestepError(f"{path}: larger than {MAX_BYTES // 2**20} MB; shrink it first")
@@ -227,11 +257,21 @@ class Session:
             fov = exif_fov(path)
         except SidestepError as error:
             raise SidestepError(str(error).replace(str(path), path.name)) from None
-        self._count += 1
-        copy = self._folder / f"photo-{self._count}"
-        shutil.copyfile(path, copy)
+        copy = self._folder / f"photo-{number}"
+        try:
+            shutil.copyfile(path, copy)
+        except FileNotFoundError:
+            if self._closed:
+                raise Cancelled from None
+            raise
+        with self._lock:
+            late = self._closed or number < self._opened
+            if not late:
+                last, self._photo, self._opened = self._photo, _Photo(copy, size), number
+        if late:
+            copy.unlink(missing_ok=True)
+            raise Cancelled
         self.cancel()
-        last, self._photo = self._photo, _Photo(copy, size)
         if last is not None:
             last.path.unlink(missing_ok=True)
         return fov
@@ -242,7 +282,8 @@ class Session:
         Raises:
             SidestepError: if no photo is open.
         """
-        return self._inverted(self._opened_photo(), model).image
+        with self._call():
+            return self._inverted(self._opened_photo(), model).image
 
     def coarse(self, settings: Settings, pose: Pose) -> Image.Image:
         """What the target camera sees, roughly, soon.
@@ -250,11 +291,12 @@ class Session:
         Raises:
             SidestepError: if no photo is open, or a setting does not fit the model.
         """
-        photo = self._opened_photo()
-        reference = photo.seen_through(settings.fov, self._inverted(photo, settings.model))
-        camera = target(reference.camera, pose, self._studio.elevation(settings.model))
-        with self._studio.turns.take():
-            return self._studio.pipe(settings.model).coarse(reference, [camera], settings.category)[0]
+        with self._call():
+            photo = self._opened_photo()
+            reference = photo.seen_through(settings.fov, self._inverted(photo, settings.model))
+            camera = target(reference.camera, pose, self._studio.elevation(settings.model))
+            with self._studio.turns.take():
+                return self._studio.pipe(settings.model).coarse(reference, [camera], settings.category)[0]
 
     def describe(self) -> str:
         """What the photo shows, in words.
@@ -262,7 +304,8 @@ class Session:
         Raises:
             SidestepError: if no photo is open, or the captioner cannot be had.
         """
-        return self._studio.describe(self._opened_photo().path)
+        with self._call():
+            return self._studio.describe(self._opened_photo().path)
 
     def begin(self) -> int:
         """Makes way for new work, as `cancel` does, and returns the number that it is to give."""
@@ -339,9 +382,10 @@ class Session:
 
     def close(self) -> None:
         """Ends the work and removes what the session has on the disk."""
-        self._closed = True
+        with self._lock:
+            self._closed = True
+            self._photo = None
         self.cancel()
-        self._photo = None
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _opened_photo(self) -> _Photo:
@@ -517,6 +561,13 @@ class Sessions:
             session.cancel()
             session.patience = AWAY
             session.used, session.left = monotonic(), True
+
+    def end(self, name: str) -> None:
+        """Closes this name's session, if there is one."""
+        with self._lock:
+            session = self._sessions.pop(name, None)
+        if session is not None:
+            session.close()
 
     def sweep(self) -> None:
         """Closes the sessions whose time is over; to be called now and then."""
