@@ -15,13 +15,13 @@ def test_long_work_that_lends_its_turn_lets_short_work_through() -> None:
         with turns.take():
             started.set()
             order.append("long begins")
-            asked.wait(5)
+            asked.wait()
             while "short" not in order:
                 turns.lend()
             order.append("long ends")
 
     def short() -> None:
-        started.wait(5)
+        started.wait()
         asked.set()
         with turns.take():
             order.append("short")
@@ -30,7 +30,7 @@ def test_long_work_that_lends_its_turn_lets_short_work_through() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join()
     assert order == ["long begins", "short", "long ends"]
 
 
@@ -48,7 +48,7 @@ def test_one_thread_at_a_time_has_the_turn() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join()
     assert len(most) == 200
     assert max(most) == 1
 
@@ -87,11 +87,11 @@ def test_stopping_ends_the_work_and_what_waits_for_it() -> None:
 
     threads = [threading.Thread(target=work, daemon=True) for work in (long, short)]
     threads[0].start()
-    started.wait(5)
+    started.wait()
     threads[1].start()
     turns.stop(patience=10)
     for thread in threads:
-        thread.join(10)
+        thread.join()
     assert sorted(ended) == ["long", "short"]
     with pytest.raises(Cancelled), turns.take():
         pass
