@@ -87,7 +87,8 @@ def build_app(
         host: what it is reached by; loopback's name alone is answered where it is loopback's and there is no token.
         token: what lets a visitor in; without one everybody is.
     """
-    visitors = Visitors(token, f"sidestep-{port}")
+    sessions, uploads = Sessions(studio, folder), Uploads(folder)
+    visitors = Visitors(token, f"sidestep-{port}", sessions)
     # Gradio reads these when it is imported and when components are made.
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -98,14 +99,14 @@ def build_app(
     from sidestep.app.page import build_page
 
     app = FastAPI(openapi_url=None)
-    app.state.sessions, app.state.uploads = Sessions(studio, folder), Uploads(folder)
-    page = build_page(studio, app.state.sessions, example_photos())
+    app.state.sessions, app.state.uploads = sessions, uploads
+    page = build_page(studio, sessions, example_photos())
     # The last one that is added comes first.
     app.add_middleware(
         Door,
         visitors=visitors,
-        sessions=app.state.sessions,
-        uploads=app.state.uploads,
+        sessions=sessions,
+        uploads=uploads,
         functions=page.fns,
         folder=folder,
     )

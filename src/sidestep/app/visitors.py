@@ -7,11 +7,13 @@ from collections import OrderedDict
 from starlette.datastructures import Headers
 from starlette.requests import cookie_parser
 
+from sidestep.app.session import Sessions
 from sidestep.errors import SidestepError
 
 SHORTEST_TOKEN = 16  # characters; what is shorter can be found by trying
 PROGRAM = ""  # the visitor that everybody is together who keeps no cookie
 MAX_OWNED = 4096  # sessions whose owner is remembered, far more than there are at a time
+MAX_EACH = 8  # sessions of a visitor at a time: a browser has one a tab
 
 
 class Visitors:
@@ -21,11 +23,12 @@ class Visitors:
     was let in.
     """
 
-    def __init__(self, token: str | None, cookie: str) -> None:
+    def __init__(self, token: str | None, cookie: str, sessions: Sessions) -> None:
         """
         Args:
             token: what lets in; None lets everybody in.
             cookie: its name. Browsers tell apart hosts and not ports, so two servers of one host need two names.
+            sessions: an owner is remembered at least as long as there is the session.
 
         Raises:
             SidestepError: if the token is short, or cannot be sent in a header.
@@ -38,6 +41,7 @@ class Visitors:
         self.asks = token is not None
         self.cookie = cookie
         self._token = token
+        self._sessions = sessions
         self._key = secrets.token_bytes(32)
         self._owners: OrderedDict[str, str] = OrderedDict()
 
@@ -66,12 +70,20 @@ class Visitors:
         return f"{self.cookie}={name}.{self._seal(name)}; Path=/; HttpOnly; SameSite=Strict{end}"
 
     def may_use(self, visitor: str, session: str) -> bool:
-        """Whether a session is this visitor's; one that nobody used yet becomes it."""
-        owner = self._owners.setdefault(session, visitor)
+        """Whether a session is this visitor's; one that nobody used yet becomes it, in place of their oldest."""
+        if session not in self._owners:
+            own = [name for name, owner in self._owners.items() if owner == visitor]
+            for name in own[: max(0, len(own) + 1 - MAX_EACH)]:
+                self._forget(name)
+            if len(self._owners) >= MAX_OWNED:
+                self._forget(next(name for name in self._owners if self._sessions.find(name) is None))
+            self._owners[session] = visitor
         self._owners.move_to_end(session)
-        if len(self._owners) > MAX_OWNED:
-            self._owners.popitem(last=False)
-        return owner == visitor
+        return self._owners[session] == visitor
+
+    def _forget(self, session: str) -> None:
+        self._sessions.end(session)
+        del self._owners[session]
 
     def _seal(self, name: str) -> str:
         return hmac.digest(self._key, name.encode(), "sha256").hex()
