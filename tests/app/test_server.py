@@ -15,7 +15,7 @@ pytest.importorskip("gradio", reason="the page's extra is not installed")
 
 from starlette.testclient import TestClient
 
-from sidestep.app.server import _sweep, example_photos, serve
+from sidestep.app.server import _listen, _sweep, example_photos, serve
 from sidestep.app.uploads import Uploads
 
 
@@ -36,8 +36,12 @@ def test_another_name_for_this_machine_is_not_answered(client: TestClient) -> No
 
 
 def test_every_loopback_address_answers_to_its_own_names_alone(build: Callable[..., Any]) -> None:
-    for host, answer in (("127.0.0.2", 400), ("192.168.1.2", 200)):
-        client = TestClient(build(host=host), base_url=f"http://{host}:7860")
+    for host, name, answer in (
+        ("127.0.0.2", "127.0.0.2", 400),
+        ("::1", "[::1]", 400),
+        ("192.168.1.2", "192.168.1.2", 200),
+    ):
+        client = TestClient(build(host=host), base_url=f"http://{name}:7860")
         assert client.get("/sidestep/viewport.js").status_code == 200
         assert client.get("/sidestep/viewport.js", headers={"host": "elsewhere.example"}).status_code == answer
 
@@ -83,13 +87,26 @@ def test_a_port_that_is_taken_is_named(studio: Studio) -> None:
             serve(studio, "127.0.0.1", port, print)
 
 
+def test_addresses_of_both_kinds_are_listened_on() -> None:
+    for host in ("127.0.0.1", "::1"):
+        try:
+            probe = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        except OSError:
+            continue  # this machine has none
+        probe.close()
+        with _listen(host, 0) as listening, socket.create_connection((host, listening.getsockname()[1])):
+            pass
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "", "192.168.1.2", "::", "some.name"])
 def test_other_machines_are_let_in_by_a_token_alone(studio: Studio, host: str) -> None:
     with pytest.raises(SidestepError, match="--token"):
         serve(studio, host, 0, print)
 
 
-@pytest.mark.parametrize("token", ["", "short", "a token of many words\r\n", "a token that isn’t ascii"])
+@pytest.mark.parametrize(
+    "token", ["", "short", "a token of words\r\n", "a token that isn’t ascii", " a token of words"]
+)
 def test_a_token_that_can_be_guessed_or_not_be_sent_is_refused(studio: Studio, token: str) -> None:
     with pytest.raises(SidestepError, match="16 or more"):
         serve(studio, "127.0.0.1", 0, print, token)

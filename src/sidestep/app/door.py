@@ -35,7 +35,9 @@ OPEN = ("/manifest.json",)  # a browser asks for it without its cookies
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # of a session
 
 # A link elsewhere does not send a cookie that is meant for its own site; this page, loaded once more by itself, does.
-_AGAIN = HTMLResponse('<!doctype html><title>Sidestep</title><meta http-equiv="refresh" content="0">')
+# A redirection would not: it belongs to the link.
+_AGAIN = '<!doctype html><title>Sidestep</title><meta http-equiv="refresh" content="0{}">'
+_UNKEPT = {"cache-control": "no-store"}  # what depends on who asks
 _ASK = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>Sidestep</title>
@@ -97,7 +99,7 @@ class Door:
         if _is_foreign(request.headers):
             if not _is_link(scope, request.headers):
                 raise _Refused(403, "Sent by another site's page")
-            return await _AGAIN(scope, receive, send)
+            return await HTMLResponse(_AGAIN.format(""), headers=_UNKEPT)(scope, receive, send)
         _check_size(request.headers, MAX_UPLOAD if path == UPLOAD else MAX_BODY)
         visitor = self._visitors.known(request.headers)
         secure = scope["scheme"] == "https"
@@ -107,6 +109,8 @@ class Door:
         if visitor is None and path not in OPEN:
             return await _ask(path)(scope, receive, send)
         _check_route(scope["method"], path)
+        if path == "/" and "page" in request.query_params:
+            raise _Refused(404, "There is one page")
         if path == "/" and visitor == PROGRAM:
             send = _with(send, self._visitors.greet(secure))
         await self._pass(request, visitor or PROGRAM, send)
@@ -201,7 +205,11 @@ class Door:
             told = request.query_params.get("token", "")
         if not self._visitors.admits(told):
             return _ask("/")
-        answer = RedirectResponse("../" if request.scope["path"] == ENTER else "./", 303)
+        answer: Response
+        if request.scope["path"] == ENTER:
+            answer = RedirectResponse("../", 303, _UNKEPT)
+        else:
+            answer = HTMLResponse(_AGAIN.format("; url=./"), headers=_UNKEPT)  # without the token
         if cookie is not None:
             answer.headers["set-cookie"] = cookie
         return answer
@@ -270,7 +278,7 @@ def _paths(told: Any) -> Iterator[Any]:
 
 
 def _ask(path: str) -> Response:
-    headers = {"www-authenticate": "Bearer"}
+    headers = {"www-authenticate": "Bearer", **_UNKEPT}
     if path == "/":
         return HTMLResponse(_ASK, 401, headers)
     return PlainTextResponse("The token is missing, or another", 401, headers)

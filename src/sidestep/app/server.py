@@ -60,7 +60,7 @@ def serve(studio: Studio, host: str, port: int, ready: Callable[[str], None], to
     with listening, tempfile.TemporaryDirectory(prefix="sidestep-app-") as folder:
         port = listening.getsockname()[1]
         app = build_app(studio, Path(folder), host, port, token)
-        ready(f"http://{host}:{port}")
+        ready(f"http://{_in_address(host)}:{port}")
         sessions: Sessions = app.state.sessions
         uploads: Uploads = app.state.uploads
 
@@ -113,7 +113,7 @@ def build_app(
     app.add_middleware(_Headers)
     if _is_loopback(host) and token is None:
         # A page elsewhere must not reach this one through a name that it points here, which has no cookie of a token.
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, host])
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, _in_address(host)])
     app.get("/sidestep/model-card")(_model_card)
     app.mount("/sidestep", StaticFiles(directory=STATIC))
     return gr.mount_gradio_app(
@@ -170,10 +170,17 @@ def example_photos() -> list[Path]:
 
 def _listen(host: str, port: int) -> socket.socket:
     try:
-        return socket.create_server((host, port))
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise SidestepError(f"{host}:{port} cannot be listened on ({reason}); try another --port, or 0") from None
+        raise SidestepError(
+            f"{_in_address(host)}:{port} cannot be listened on ({reason}); try another --port, or 0"
+        ) from None
+
+
+def _in_address(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _is_loopback(host: str) -> bool:

@@ -31,11 +31,13 @@ class Visitors:
             sessions: an owner is remembered at least as long as there is the session.
 
         Raises:
-            SidestepError: if the token is short, or cannot be sent in a header.
+            SidestepError: if the token is short, or cannot be sent whole in a header.
         """
-        if token is not None and (len(token) < SHORTEST_TOKEN or not (token.isascii() and token.isprintable())):
+        if token is not None and not (
+            len(token.strip()) == len(token) >= SHORTEST_TOKEN and token.isascii() and token.isprintable()
+        ):
             raise SidestepError(
-                f"the token has to have {SHORTEST_TOKEN} or more letters and digits; "
+                f"the token has to have {SHORTEST_TOKEN} or more letters and digits, and no blank around them; "
                 "python -c 'import secrets; print(secrets.token_urlsafe())' makes one"
             )
         self.asks = token is not None
