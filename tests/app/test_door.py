@@ -319,7 +319,7 @@ def test_a_session_is_the_visitors_who_used_it_first(app: Any) -> None:
         assert begin(stranger, "mine").status_code == 403
         for path in ("queue/data?session_hash=mine", "heartbeat/mine", f"file={folder / ARCHIVE}"):
             assert stranger.get(f"{API}/{path}").status_code == 403, path
-        for path in ("cancel", "reset", "queue/join"):
+        for path in ("cancel", "queue/join"):
             body = {"session_hash": "mine", "event_id": "one", "fn_index": 0, "data": []}
             assert stranger.post(f"{API}/{path}", json=body).status_code == 403
         twice = "queue/data?session_hash=theirs&session_hash=mine"
@@ -454,6 +454,10 @@ def test_a_second_file_and_a_long_name_of_an_upload_are_refused(client: TestClie
     assert client.post(f"{API}/upload", params={"upload_id": "x" * 65}, files=one).status_code == 400
     assert not {path.name for path in files(client)} - {path.name for path in before} & {"two-0.png", "long-1.png"}
     assert client.post(f"{API}/upload", params={"upload_id": "x" * 64}, files=one).status_code == 200
+
+
+def test_the_page_may_say_that_an_event_is_over(client: TestClient) -> None:
+    assert client.post(f"{API}/reset", json={"event_id": "one"}).status_code == 200
 
 
 def test_a_body_is_read_once_and_arrives_whole(client: TestClient) -> None:

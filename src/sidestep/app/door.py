@@ -13,7 +13,7 @@ from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers, QueryParams
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 
 from sidestep.app.session import ARCHIVE, MAX_BYTES, Sessions
 from sidestep.app.uploads import Full, OnePhoto, Uploads, in_time
@@ -26,7 +26,8 @@ API = "/gradio_api"
 ENTER = "/sidestep/enter"
 UPLOAD, JOIN, RUN = f"{API}/upload", f"{API}/queue/join", f"{API}/run/"
 EVENTS, HEARTBEAT, FILE = f"{API}/queue/data", f"{API}/heartbeat/", f"{API}/file="
-SENT = (UPLOAD, JOIN, f"{API}/cancel", f"{API}/reset")
+RESET = f"{API}/reset"
+SENT = (UPLOAD, JOIN, RESET, f"{API}/cancel")
 READ: tuple[str, ...] = ("/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", EVENTS)
 READ += (f"{API}/app_id", f"{API}/info", f"{API}/startup-events", f"{API}/theme.css", f"{API}/upload_progress")
 READ_BELOW = ("/assets/", "/static/", "/svelte/", "/sidestep/", HEARTBEAT, FILE)
@@ -120,6 +121,8 @@ class Door:
         scope, receive, path = request.scope, request.receive, request.scope["path"]
         if path == UPLOAD:
             return await self._upload(request, visitor, send)
+        if path == RESET:  # the page says it of no session, and gradio does nothing
+            return await JSONResponse({"success": True})(scope, receive, send)
         if scope["method"] == "POST":
             receive = await self._checked(request, visitor)
         elif path == EVENTS:
