@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 from kinds import kind_of
+
 from models import FurnitureError, Model, write_model
 
 VERSION = "1.8-1"  # of Debian's package; another may number its models otherwise, and numbers decide the split

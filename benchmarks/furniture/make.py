@@ -25,8 +25,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-from models import FurnitureError, Model, digest, read_models
 from world import scene_order
+
+from models import FurnitureError, Model, digest, read_models
 
 FAILED = ".failed"
 SETTINGS = "world.json"

@@ -16,10 +16,11 @@ import numpy as np
 import OpenEXR
 from develop import decode, develop
 from mathutils import Matrix, Vector
-from models import FurnitureError, Model, fraction, read_models
 from scene_files import write_scene
 from textures import Texture, paint
 from world import Patch, Plan, Room, Rug, Side, plan_scene
+
+from models import FurnitureError, Model, fraction, read_models
 
 Array = np.ndarray
 SAMPLES, BOUNCES = 4, 2

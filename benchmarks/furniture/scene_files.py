@@ -7,9 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from models import FurnitureError, Model
 from PIL import Image
 from world import Plan
+
+from models import FurnitureError, Model
 
 Array = np.ndarray
 DEPTH_UNIT = 1e-3  # of a scene unit

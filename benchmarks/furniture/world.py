@@ -12,8 +12,9 @@ from typing import Literal
 import numpy as np
 from boxes import Box, blocked, overlap
 from handheld import FRAMES, View, corners, smooth, walk
-from models import Model, Split, fraction
 from textures import FLOORS
+
+from models import Model, Split, fraction
 
 Array = np.ndarray
 Rng = np.random.Generator
