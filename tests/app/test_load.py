@@ -11,6 +11,8 @@ from PIL import Image
 
 from sidestep.errors import SidestepError
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("gradio", reason="the page's extra is not installed")
 
 

@@ -244,7 +244,7 @@ def test_the_shell_completes_commands_options_and_values(typed: str, offered: se
 
 
 def test_a_slip_is_answered_with_a_suggestion() -> None:
-    assert "Did you mean 'view'?" in shell("-m", "sidestep", "veiw", code=2).stderr
+    assert "Did you mean 'view'" in shell("-m", "sidestep", "veiw", code=2).stderr
     told = shell("-m", "sidestep", "view", "a.jpg", "--out", "b.png", "--yawn", "3", code=2, COLUMNS="200")
     assert "--yaw" in told.stderr.replace("--yawn", "")
     assert told.stdout == ""

@@ -20,6 +20,7 @@ def killed(folder: Path, *options: str) -> dict[str, dict[str, Any]]:
     return json.loads(script.stdout)
 
 
+@pytest.mark.slow
 def test_a_few_kills_change_nothing(tmp_path: Path) -> None:
     counts = killed(tmp_path, "--kills", "6", "--only", "encode,pack,train")
     assert counts.keys() == {"encode", "pack", "train"}
