@@ -17,6 +17,17 @@ from sidestep.trajectories import orbit
 
 SETTINGS = InversionSettings(t_star=600, steps=3)
 SHARDS = 3
+# Of TUNet, whatever the latents.
+TINY_TUNET = {
+    "block_out_channels": (16, 32),
+    "attention_levels": 1,
+    "head_dim": 8,
+    "cross_attention_dim": 24,
+    "time_embed_dim": 24,
+    "camera_dim": 8,
+    "category_dim": 8,
+    "norm_groups": 4,
+}
 
 
 def tiny_prior(seed: int = 0) -> LatentPrior:

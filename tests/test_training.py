@@ -31,22 +31,16 @@ from sidestep.training import TrainConfig, build_tunet, train
 from sidestep.trajectories import orbit, step_aside
 from sidestep.tunet import TUNet
 
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(Path(__file__).parent)
+    from miniatures import TINY_TUNET
+
 SETTINGS = InversionSettings(t_star=600, steps=2)
 # name: (category, frames). The last two are held out; no scene that trains is a lamp.
 SCENES = {"a": ("chair", 26), "b": ("table", 25), "c": (None, 12), "d": ("chair", 26), "e": ("lamp", 26)}
 CAMERA = Camera.from_fov(50, 16, 16)
 SPLIT = {"train": "abc", "val": "de", "test": ""}
 PAIRS = 10 + 10 + 1  # of a, b and c in one epoch, as the paper pairs frames
-TINY = {
-    "block_out_channels": (16, 32),
-    "attention_levels": 1,
-    "head_dim": 8,
-    "cross_attention_dim": 24,
-    "time_embed_dim": 24,
-    "camera_dim": 8,
-    "category_dim": 8,
-    "norm_groups": 4,
-}
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +88,7 @@ def config(root: Path, tmp_path: Path) -> TrainConfig:
         batch_size=4,
         learning_rate=1e-3,
         size="small",
-        tunet=dict(TINY),
+        tunet=dict(TINY_TUNET),
         split=str(root / "split.json"),
         precision="fp32",
         save_every=2,
@@ -234,7 +228,7 @@ def test_a_category_that_tunet_does_not_know_is_hidden(config: TrainConfig) -> N
 )
 def test_every_weight_takes_part_in_a_step(config: TrainConfig, options: dict[str, Any]) -> None:
     """Or several processes would wait for the gradients of those that do not."""
-    task = task_of(replace(config, tunet={**TINY, **options}, category_dropout=1.0))
+    task = task_of(replace(config, tunet={**TINY_TUNET, **options}, category_dropout=1.0))
     task.loss(task.model, task.collate(task.draw(0)))[0].backward()
     assert [name for name, weight in task.model.named_parameters() if weight.grad is None] == []
 
@@ -418,7 +412,7 @@ def test_without_its_prior_a_run_goes_on_and_leaves_tunet_alone(
 def test_init_starts_from_the_given_weights(config: TrainConfig, tmp_path: Path) -> None:
     torch.manual_seed(9)
     first = TUNet(
-        **{**TINY, "in_channels": 4, "sample_size": 8, "categories": ("lamp", "stool")},
+        **{**TINY_TUNET, "in_channels": 4, "sample_size": 8, "categories": ("lamp", "stool")},
         t_star=500, prior_fingerprint="another prior's", inversion_steps=7,
     )  # fmt: skip
     first.save_pretrained(tmp_path / "first" / "tunet")
@@ -439,13 +433,13 @@ def test_init_starts_from_the_given_weights(config: TrainConfig, tmp_path: Path)
 def test_what_does_not_fit_is_refused(config: TrainConfig, tmp_path: Path) -> None:
     with pytest.raises(SidestepError, match="absent/tunet cannot be loaded"):
         train(replace(config, init=str(tmp_path / "absent")))
-    tiny = {**TINY, "in_channels": 4, "sample_size": 8}
+    tiny = {**TINY_TUNET, "in_channels": 4, "sample_size": 8}
     TUNet(**tiny).save_pretrained(tmp_path / "other" / "tunet")
     with pytest.raises(SidestepError, match=r"init=.*other: its weights do not fit"):
         train(replace(config, init=str(tmp_path / "other"), tunet={"time_embed_dim": 32}))
     with pytest.raises(SidestepError, match=r"tunet: .*colour"):
-        train(replace(config, tunet={**TINY, "colour": 1}))
+        train(replace(config, tunet={**TINY_TUNET, "colour": 1}))
     with pytest.raises(SidestepError, match="cannot be built: conditioning"):
-        train(replace(config, tunet={**TINY, "conditioning": "none"}))
+        train(replace(config, tunet={**TINY_TUNET, "conditioning": "none"}))
     with pytest.raises(SidestepError, match="no store of latents"):
         train(replace(config, latents=tmp_path))

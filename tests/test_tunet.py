@@ -11,17 +11,14 @@ from sidestep.errors import SidestepError
 from sidestep.trajectories import step_aside
 from sidestep.tunet import TUNet, to_map, to_tokens
 
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(Path(__file__).parent)
+    from miniatures import TINY_TUNET
+
 TINY: dict[str, Any] = {
     "in_channels": 3,
     "sample_size": 8,
-    "block_out_channels": (16, 32),
-    "attention_levels": 1,
-    "head_dim": 8,
-    "cross_attention_dim": 24,
-    "time_embed_dim": 24,
-    "camera_dim": 8,
-    "category_dim": 8,
-    "norm_groups": 4,
+    **TINY_TUNET,
     "categories": ("chair", "table"),
 }
 B = 2

@@ -60,23 +60,13 @@ with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(beside)
     import corner
 
-    from miniatures import SETTINGS, tiny_prior, write_scenes
+    from miniatures import SETTINGS, TINY_TUNET, tiny_prior, write_scenes
 
 FURNITURE = TESTS / "data" / "furniture"
 PATIENCE = 600.0  # seconds that a run may take before it is taken for one that hangs
 # Of 200 kills, how many each command gets; a scene's import runs COLMAP, and takes a hundred times as long as a pack.
 SHARES = {"encode": 50, "train": 50, "pretrain": 40, "pack": 40, "evaluate": 12, "import": 8}
 KINDS = {"moment": 0.45, "operation": 0.45, "write": 0.1}
-TINY = {
-    "block_out_channels": (16, 32),
-    "attention_levels": 1,
-    "head_dim": 8,
-    "cross_attention_dim": 24,
-    "time_embed_dim": 24,
-    "camera_dim": 8,
-    "category_dim": 8,
-    "norm_groups": 4,
-}
 
 
 @dataclass(frozen=True)
@@ -112,7 +102,7 @@ def commands(folder: Path, names: Sequence[str]) -> Iterator[Command]:
             by_split = {"train": scenes[:3], "val": scenes[3:], "test": []}
             write_split(folder / "split.json", by_split)
             loop: dict[str, Any] = {"batch_size": 4, "precision": "fp32", "save_every": 3, "sample_every": 4}
-            loop |= {"size": "small", "tunet": dict(TINY), "pairs": "any", "split": str(folder / "split.json")}
+            loop |= {"size": "small", "tunet": dict(TINY_TUNET), "pairs": "any", "split": str(folder / "split.json")}
             yield Command(
                 "train", lambda out: train(TrainConfig(latents=folder / "latents", out=out, steps=10, **loop))
             )
@@ -154,7 +144,7 @@ def _write_model(folder: Path) -> None:
     unet = UNet2DModel(sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, norm_num_groups=8, **blocks)
     scheduler = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
     told = {"inversion_steps": 4, "prior_fingerprint": LatentPrior(vae, unet, scheduler).fingerprint()}
-    NovelViewPipeline(TUNet(sample_size=8, **TINY, **told), vae, unet, scheduler).save_pretrained(folder)
+    NovelViewPipeline(TUNet(sample_size=8, **TINY_TUNET, **told), vae, unet, scheduler).save_pretrained(folder)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,19 @@ from sidestep.keyframes import KeyFrames, read_key_frames
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).parent)
-    from targets import COLMAP_TEXT, SHOT, TRANSFORMS, WORLD, npy, npz, picture, write_co3d, write_model, write_photos
+    from targets import (
+        COLMAP_TEXT,
+        SHOT,
+        TRANSFORMS,
+        WORLD,
+        npy,
+        npz,
+        picture,
+        write_co3d,
+        write_colmap,
+        write_model,
+        write_photos,
+    )
 
 SPLIT = json.dumps({"train": [], "val": [], "test": []})
 READERS: dict[str, Callable[[Path], Any]] = {
@@ -273,10 +285,7 @@ def test_settings_that_ask_for_code(tmp_path, value):
 
 
 def write_scene(folder: Path) -> Path:
-    write_photos(folder)
-    (folder / "sparse" / "0").mkdir(parents=True)
-    for name, data in COLMAP_TEXT:
-        (folder / "sparse" / "0" / f"{name}.txt").write_bytes(data)
+    write_colmap(COLMAP_TEXT, ".txt")(folder)
     return folder
 
 
