@@ -134,22 +134,20 @@ def fuse(
     settings = settings or FusionSettings()
     if method not in get_args(Method):
         raise SidestepError(f"fusion method {method!r} is unknown; use variance or addition")
-    c = noise_scale(prior.alphas_cumprod, t_star, settings.c)
-    if not settings.needs_late(method):
-        if method == "variance" and settings.noise == "gaussian":
-            if drawn is None:
-                raise SidestepError("fusion with Gaussian noise needs the noise; draw it with torch.randn")
-            noise = noise_scale(prior.alphas_cumprod, t_star) * drawn.to(mean_target)
-            return variance_fusion(prior, mean_target, noise, t_star, c)
-        if method == "variance":
-            return variance_fusion(prior, mean_target, reference.noise, t_star, c)
-        return direct_addition(mean_target, reference.latents, c)
-    if late is None:
+    added = late if settings.needs_late(method) else reference
+    if added is None:
         raise SidestepError(f"fusion {method} needs the reference inverted to the last step; see late_grid")
+    c = noise_scale(prior.alphas_cumprod, t_star, settings.c)
     if method == "addition":
-        return direct_addition(mean_target, late.latents, c)
-    a_800 = float(prior.alphas_cumprod[_of_thousand(800, prior.alphas_cumprod)])
-    return variance_fusion(prior, mean_target, math.sqrt(1 - a_800) * late.noise, t_star, c)
+        return direct_addition(mean_target, added.latents, c)
+    noise = added.noise
+    if settings.noise == "late":
+        noise = math.sqrt(1 - float(prior.alphas_cumprod[_of_thousand(800, prior.alphas_cumprod)])) * noise
+    elif settings.noise == "gaussian":
+        if drawn is None:
+            raise SidestepError("fusion with Gaussian noise needs the noise; draw it with torch.randn")
+        noise = noise_scale(prior.alphas_cumprod, t_star) * drawn.to(mean_target)
+    return variance_fusion(prior, mean_target, noise, t_star, c)
 
 
 def choose(candidates: Mapping[str, Tensor], coarse: Tensor, reference: Tensor) -> list[str]:
