@@ -106,6 +106,19 @@ def test_sampling_undoes_a_step_exactly_where_the_noise_estimate_is_the_same(lat
     torch.testing.assert_close(back, latents, rtol=1e-12, atol=1e-12)
 
 
+def test_a_step_of_sampling_can_change_the_latents_or_be_the_last(gaussian, latents):
+    seen = []
+
+    def end(step, timestep, x):
+        seen.append((step, timestep))
+        return None if step == 1 else x + 1
+
+    ended = sample(gaussian, latents, [0, 200, 400, 600], on_step_end=end)
+    assert seen == [(0, 600), (1, 400)]
+    changed = sample(gaussian, latents, [400, 600]) + 1
+    torch.testing.assert_close(ended, sample(gaussian, changed, [200, 400]), rtol=1e-12, atol=1e-12)
+
+
 def test_inversion_can_go_on_from_where_it_stopped(gaussian, latents):
     whole = invert(gaussian, latents, [0, 20, 40, 60])
     part = invert(gaussian, invert(gaussian, latents, [0, 20]).latents, [20, 40, 60])

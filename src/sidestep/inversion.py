@@ -157,13 +157,14 @@ def sample(
     alphas = alphas_along(prior, grid)
     refuse_no_signal(alphas, grid)
     x = latents
-    for k in reversed(range(len(grid) - 1)):
+    steps = len(grid) - 1
+    for done, k in enumerate(reversed(range(steps))):
         eps = prior.predict_noise(x, grid[k + 1], prompt_embeds, negative_embeds, guidance)
         x = ddim_step(x, eps, alphas[k + 1], alphas[k]).latents
         if callback is not None:
-            callback(len(grid) - 1 - k, len(grid) - 1)
+            callback(done + 1, steps)
         if on_step_end is not None:
-            changed = on_step_end(len(grid) - 2 - k, grid[k + 1], x)
+            changed = on_step_end(done, grid[k + 1], x)
             if changed is None:
                 break
             x = changed

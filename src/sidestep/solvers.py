@@ -158,7 +158,6 @@ def sample_multistep(
     negative_embeds: PromptEmbeds | None = None,
     guidance: float = 1.0,
     callback: Callable[[int, int], None] | None = None,
-    on_step_end: Callable[[int, int, Tensor], Tensor | None] | None = None,
 ) -> Tensor:
     """Sampling by DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): as many forwards as `sample`, at second order.
 
@@ -166,10 +165,10 @@ def sample_multistep(
     far to extrapolate to.
 
     Args:
-        latents, grid, prompt_embeds, negative_embeds, guidance, callback, on_step_end: as in `sample`.
+        latents, grid, prompt_embeds, negative_embeds, guidance, callback: as in `sample`.
 
     Returns:
-        (B, C, h, w), the latents at grid[0], or where sampling was ended.
+        (B, C, h, w), the latents at grid[0].
 
     Raises:
         SidestepError: if the grid is not increasing, leaves the prior's timesteps, or ends where no signal is left.
@@ -185,11 +184,6 @@ def sample_multistep(
         x = ddim_step(x, eps, alphas[k + 1], alphas[k]).latents
         if callback is not None:
             callback(done + 1, steps)
-        if on_step_end is not None:
-            changed = on_step_end(done, grid[k + 1], x)
-            if changed is None:
-                break
-            x = changed
     return x
 
 
