@@ -30,7 +30,9 @@ class Stored(Protocol):
 Source = str | Path | Stored
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # of the files that are looked for in folders
-# What is read whatever a file is called. Of others Pillow's readers are slow, or start other programs (PostScript's).
+PICTURE_SUFFIXES = (*SUFFIXES, ".bmp", ".tif", ".tiff")  # of the pictures that a capture may list
+# What is read whatever a file is called: its first bytes tell it, so that text or a key is never one. Of other formats
+# Pillow's readers are slow, or start other programs (PostScript's).
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 MAX_PIXELS = 100_000_000
 _MOST_PASSES = 2_000_000_000  # pixels times scans of a progressive JPEG, which usually has ten scans

@@ -5,25 +5,30 @@ JSON nested a million deep.
 """
 
 import errno
+import hashlib
 import json
 import os
 import stat
+from io import DEFAULT_BUFFER_SIZE, BufferedReader, FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from sidestep.errors import SidestepError
 
 MOST_TEXT = 64 * 2**20  # bytes of a JSON file: 2.5 million numbers; what is read of it may take 25 times as much memory
 
 
-def open_file(path: str | Path) -> BinaryIO:
+def open_file(path: str | Path, buffering: int = DEFAULT_BUFFER_SIZE) -> BufferedReader:
     """A file, open for reading.
+
+    Args:
+        buffering: bytes read at once.
 
     Raises:
         OSError: as of `open`, and of a pipe or device too; of a name that no file can have as well.
     """
     try:
-        file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 (it is returned)
+        file: BufferedReader = BufferedReader(FileIO(path, opener=_without_waiting), buffering)
     except ValueError as error:  # a null byte, or half of a character
         raise OSError(errno.EINVAL, str(error), str(path)) from None
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -72,6 +77,16 @@ def read_json(path: str | Path, most: int = MOST_TEXT) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise SidestepError(f"{path}: cannot be read as JSON ({error})") from None
+
+
+def sha256_of(path: str | Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits.
+
+    Raises:
+        OSError: as `open_file`.
+    """
+    with open_file(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def leads_out(path: Path, root: Path) -> bool:

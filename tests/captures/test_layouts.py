@@ -17,6 +17,7 @@ from PIL import ExifTags, Image
 from sidestep.captures import Scene, layouts, read_captures
 from sidestep.captures.inspection import inspect_captures
 from sidestep.captures.reading import find_scenes
+from sidestep.captures.sources import fingerprint
 from sidestep.errors import SidestepError
 
 NAMES = [f"{index:03d}.jpg" for index in range(1, 5)]
@@ -406,8 +407,9 @@ def test_a_folder_that_may_not_be_read_is_passed_over(unprivileged, rig):
     (unprivileged / "lost+found").mkdir(mode=0)
     with pytest.warns(UserWarning, match=r"folder passed over: .*lost\+found: cannot be read"):
         assert [scene.id for scene in read_captures(unprivileged)] == ["8/0a"]
-    with pytest.raises(SidestepError, match=r"lost\+found.*: cannot be read"):
-        read_captures(unprivileged / "lost+found")
+    for read in (read_captures, fingerprint):
+        with pytest.raises(SidestepError, match=r"lost\+found.*: cannot be read"):
+            read(unprivileged / "lost+found")
 
 
 def test_a_scene_of_which_a_part_may_not_be_read_is_left_out(unprivileged, rig):

@@ -36,6 +36,7 @@ from sidestep.evaluation.results import Results
 from sidestep.images import exif_fov, load_image, stored_size
 from sidestep.inputs import read_json
 from sidestep.keyframes import KeyFrames, read_key_frames
+from sidestep.verification import verify
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(Path(__file__).parent)
@@ -130,6 +131,15 @@ def test_pipes_in_a_scene(tmp_path):
     assert not promptly(lambda: is_clip(tmp_path / "set" / "scene" / "scene.txt"))
     with pytest.raises(SidestepError):
         promptly(lambda: read_realestate10k(tmp_path / "set" / "scene" / "scene.txt"))
+
+
+def test_a_pipe_as_a_shard_of_a_pack(tmp_path):
+    pack_captures(read_captures(write_scene(tmp_path / "scene")), tmp_path / "pack")
+    (tmp_path / "pack" / "shard-00000.tar").unlink()
+    os.mkfifo(tmp_path / "pack" / "shard-00000.tar")
+    for read in (read_captures, verify):
+        with pytest.raises(SidestepError, match=r"shard-00000\.tar: c"):
+            promptly(lambda read=read: read(tmp_path / "pack"))
 
 
 def test_a_pipe_as_a_photo_of_a_clip(tmp_path):

@@ -15,8 +15,8 @@ from sidestep.captures.folders import hidden, natural
 from sidestep.captures.lens import Array
 from sidestep.captures.pairs import paper_pairs
 from sidestep.captures.scene import Frame, Scene
+from sidestep.images import PICTURE_SUFFIXES
 
-PHOTO_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"))
 JUMP = 5.0  # times the median step
 MANY_JUMPS = 8
 FAR = 4.0  # times the median distance from the subject, or from the cameras' middle
@@ -59,8 +59,7 @@ def check_frames(scene: Scene, folder: Path) -> Iterator[Finding]:
         yield report("unlisted-photos", f"{len(unlisted)} in images/: {listed(unlisted)}", unlisted)
     lenses = [frame.lens for frame in scene.frames if frame.lens is not None]
     if lenses:
-        given = ((key, getattr(lenses[0], key)) for key in ("k1", "k2", "k3", "p1", "p2"))
-        values = ", ".join(f"{key} {value:.3g}" for key, value in given if value)
+        values = ", ".join(f"{key} {value:.3g}" for key, value in lenses[0].distortion.items() if value)
         yield report("distortion", f"{len(lenses)} of {len(names)} frames; the first: {values}")
     faults = {name: _lens_fault(camera) for name, camera in zip(names, cameras, strict=True)}
     odd = [name for name, fault in faults.items() if fault]
@@ -215,7 +214,7 @@ def _same_poses(arrangement: Arrangement, tolerance: float) -> list[tuple[int, i
 
 def _unlisted(scene: Scene, images: Path) -> list[str]:
     used = {frame.path.resolve() for frame in scene.frames if isinstance(frame.path, Path)}
-    photos = (path for path in images.rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES and not hidden(path))
+    photos = (path for path in images.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES and not hidden(path))
     return sorted(str(path.relative_to(images)) for path in photos if path.resolve() not in used)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from sidestep.cameras import Camera, distance_scale
 from sidestep.captures.arrangement import Arrangement
 from sidestep.captures.checks import check_cameras, check_frames
-from sidestep.captures.findings import KINDS, Finding, Severity, listed
+from sidestep.captures.findings import KINDS, SEVERITIES, Finding, listed
 from sidestep.captures.folders import hidden, spelled_out
 from sidestep.captures.layouts import megascenes_root, read_scene, scene_name
 from sidestep.captures.maps import MASK_SETS
@@ -27,7 +27,6 @@ from sidestep.images import Stored, load_image
 
 Turning = Literal["left", "right", "both", "none"]
 Range = tuple[float, float]
-SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 NO_SCENES = (*MASK_SETS, "set_lists", "eval_batches")  # folders of MVImgNet's masks, and of CO3D's, beside scenes
 
 

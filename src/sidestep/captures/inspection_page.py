@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from sidestep.captures.arrangement import Arrangement
-from sidestep.captures.findings import KINDS, Finding, Severity
+from sidestep.captures.findings import KINDS, SEVERITIES, Finding
 from sidestep.captures.inspection import InspectedScene, Inspection, Range, SceneFacts
 from sidestep.captures.lens import Array
 from sidestep.errors import SidestepError
@@ -23,7 +23,6 @@ MOST_ROWS = 100  # of one kind of finding
 MOST_CAMERAS = 80  # drawn of one scene, besides those with findings
 THUMBNAIL = 120  # pixels of the longer side
 _STYLE = Path(__file__).with_suffix(".css")
-_ORDER: tuple[Severity, ...] = ("error", "warning", "note")
 
 
 def write_page(path: str | Path, inspection: Inspection) -> None:
@@ -73,7 +72,7 @@ def _shown(inspection: Inspection, findings: dict[str, list[Finding]]) -> list[I
 def _totals(inspection: Inspection) -> str:
     totals = inspection.totals
     tiles = [(f"{totals[key]:,}", key) for key in ("scenes", "models", "frames", "pairs")]
-    tiles += [(f"{totals[f'{severity}s']:,}", f"{severity}s") for severity in _ORDER]
+    tiles += [(f"{totals[f'{severity}s']:,}", f"{severity}s") for severity in SEVERITIES]
     boxes = "".join(
         f'<div class="tile {name if value != "0" else ""}"><b>{value}</b><span>{name}</span></div>'
         for value, name in tiles
@@ -145,7 +144,7 @@ def _card(scene: InspectedScene, findings: Sequence[Finding], anchor: str) -> st
     counts = Counter(finding.severity for finding in findings)
     pills = "".join(
         f'<span class="pill {severity}">{counts[severity]} {severity}{"s" if counts[severity] > 1 else ""}</span>'
-        for severity in _ORDER
+        for severity in SEVERITIES
         if counts[severity]
     )
     facts, arrangement = scene.facts, scene.arrangement

@@ -13,6 +13,7 @@ from torch import Tensor
 from sidestep.errors import SidestepError
 
 Array = NDArray[np.float64]
+DISTORTION = ("k1", "k2", "k3", "p1", "p2")
 _STRIP = 2**20  # pixels resampled at a time; all of a large photo's at once would take 10 GB
 
 
@@ -40,8 +41,13 @@ class Lens:
     p2: float = 0.0
 
     @property
+    def distortion(self) -> dict[str, float]:
+        """The coefficients by their names, in the order of DISTORTION."""
+        return {name: getattr(self, name) for name in DISTORTION}
+
+    @property
     def distorts(self) -> bool:
-        return any((self.k1, self.k2, self.k3, self.p1, self.p2))
+        return any(self.distortion.values())
 
     def distort(self, plane: Array) -> Array:
         """Points (..., 2) of the plane z = 1 -> (..., 2) of the bent plane."""
@@ -74,7 +80,7 @@ class Lens:
         low, high = 1.0, 2.0
         if not self._filled(high):
             raise SidestepError(
-                f"lens distortion k1={self.k1:g} k2={self.k2:g} k3={self.k3:g} p1={self.p1:g} p2={self.p2:g} "
+                f"lens distortion {' '.join(f'{name}={value:g}' for name, value in self.distortion.items())} "
                 "folds the picture over itself; calibrate the camera again"
             )
         for _ in range(20):

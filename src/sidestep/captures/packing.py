@@ -39,12 +39,10 @@ from sidestep.captures.storage import Storage
 from sidestep.checksums import with_checksums
 from sidestep.errors import SidestepError
 from sidestep.files import alone
-from sidestep.images import SUFFIXES, Stored
+from sidestep.images import FORMATS, PICTURE_SUFFIXES, Stored
+from sidestep.inputs import sha256_of
 
 CHECKSUMS = "SHA256SUMS"
-# Formats that a file's first bytes tell, so that text or a key is never one.
-_MAP_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
-_SUFFIXES = frozenset((*SUFFIXES, ".bmp", ".tif", ".tiff"))
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ def _pack(
     for number, run in enumerate(runs):
         index = _finished(storage, plan, number)
         if index is not None:
-            _refuse_rewritten(storage, index, run)
+            _refuse_rewritten(storage, number, index, run)
         else:
             _write_shard(storage, number, run, plan["shards"][number], _from(progress, done, plan["frames"]))
             index = read_index(storage, plan, number)
@@ -198,14 +196,14 @@ def _finished(storage: Storage, plan: dict[str, Any], number: int) -> ShardIndex
     return index if storage.size(index.shard) == index.size else None
 
 
-def _refuse_rewritten(storage: Storage, index: ShardIndex, scenes: list[Scene]) -> None:
+def _refuse_rewritten(storage: Storage, number: int, index: ShardIndex, scenes: list[Scene]) -> None:
     """Refuses files that were written after their shard and are other ones, though as large as before.
 
     A copy of a set is the same set: what is newer than the shard is read and compared, and nothing else is.
     """
     if storage.remote:
         return
-    packed_at = Path(storage.path, index_name(int(index.shard[6:11]))).stat().st_mtime_ns
+    packed_at = Path(storage.path, index_name(number)).stat().st_mtime_ns
     for scene, packed in zip(scenes, index.scenes, strict=True):
         for frame, other in zip(scene.frames, packed.frames, strict=True):
             for source, kept in zip(_sources(frame).values(), _sources(other).values(), strict=True):
@@ -247,7 +245,7 @@ def _write_shard(
                 if faults:
                     told = f"{len(faults)} masks or depth maps left out; the first: {faults[0]}"
                     warnings.warn(f"scene {scene.id}: {told}", stacklevel=4)
-        size, sha256 = temporary.stat().st_size, _sha256(temporary)
+        size, sha256 = temporary.stat().st_size, sha256_of(temporary)
     about = {"made_of": made_of, "size": size, "sha256": sha256, "scenes": described}
     tensors = _numbers(scenes) | {kind: torch.tensor(rows, dtype=torch.int64) for kind, rows in places.items()}
     tensors[CRC32] = torch.tensor(sums, dtype=torch.int64)
@@ -304,7 +302,7 @@ def _numbers(scenes: list[Scene]) -> dict[str, Tensor]:
 def _lens_row(lens: Lens | None) -> Array:
     if lens is None:
         return np.full(14, np.nan)
-    return np.array([*lens.intrinsics.ravel(), lens.k1, lens.k2, lens.k3, lens.p1, lens.p2], dtype=np.float64)
+    return np.array([*lens.intrinsics.ravel(), *lens.distortion.values()])
 
 
 def _record(scene: Scene, frame: Frame) -> dict[str, Any]:
@@ -318,11 +316,7 @@ def _record(scene: Scene, frame: Frame) -> dict[str, Any]:
         "height": camera.height,
         "intrinsics": camera.intrinsics.tolist(),
         "world_to_camera": camera.world_to_camera.tolist(),
-        "lens": lens
-        and {
-            "intrinsics": lens.intrinsics.tolist(),
-            **{key: getattr(lens, key) for key in ("k1", "k2", "k3", "p1", "p2")},
-        },
+        "lens": lens and {"intrinsics": lens.intrinsics.tolist(), **lens.distortion},
     }
 
 
@@ -341,7 +335,7 @@ def _digest(scenes: list[Scene]) -> str:
 def _suffix(kind: str, source: Path | Stored) -> str:
     """What a sample's file is called after its key: always a picture's suffix, whatever the file was called."""
     own = PurePath(source.name).suffix.lower()
-    kept = own.removeprefix(".") if own in _SUFFIXES else "img"
+    kept = own.removeprefix(".") if own in PICTURE_SUFFIXES else "img"
     return kept if kind == "photo" else f"{kind}.{kept}"
 
 
@@ -390,9 +384,9 @@ def _read_map(source: Path | Stored) -> bytes:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of sizes and tags: it is not decoded
-            Image.open(io.BytesIO(data), formats=_MAP_FORMATS).close()
+            Image.open(io.BytesIO(data), formats=FORMATS).close()
     except Exception:  # damaged headers fail in many ways
-        raise _NoMap(f"{source}: no image that can be a mask or depth map ({', '.join(_MAP_FORMATS)})") from None
+        raise _NoMap(f"{source}: no image that can be a mask or depth map ({', '.join(FORMATS)})") from None
     return data
 
 
@@ -411,8 +405,3 @@ def _add(tar: tarfile.TarFile, file: BinaryIO, name: str, data: bytes) -> tuple[
     tar.addfile(member, io.BytesIO(data))
     padded = -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
     return file.tell() - padded, len(data)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from sidestep.captures.findings import listed
-from sidestep.captures.folders import hidden, natural
+from sidestep.captures.folders import hidden, looking, natural
 from sidestep.captures.reconstruction import Photo
 from sidestep.captures.sharpness import sharp_frames
 from sidestep.errors import SidestepError
@@ -28,7 +28,8 @@ def fingerprint(source: Path) -> str:
     Raises:
         SidestepError: if nothing is there, or a folder holds no photos.
     """
-    files = photo_files(source) if source.is_dir() else [source]
+    with looking(source):
+        files = photo_files(source) if source.is_dir() else [source]
     try:
         facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     except OSError:

@@ -62,16 +62,10 @@ class Storage:
             SidestepError: if it cannot be read.
         """
         if isinstance(self.path, Path):
-            try:
-                with open_file(self.path / name) as file:
-                    file.seek(start)
-                    return file.read() if size is None else file.read(size)
-            except (FileNotFoundError, NotADirectoryError):
-                raise FileNotFoundError(self.locate(name)) from None
-            except OSError as error:
-                raise SidestepError(f"{self.locate(name)}: cannot be read ({error.strerror})") from None
-        with _asking(self.locate(name)):
-            system, path = _system(self.locate(name))
+            with _looking(self.locate(name)), open_file(self.path / name) as file:
+                file.seek(start)
+                return file.read() if size is None else file.read(size)
+        with _asking(self.locate(name)) as (system, path):
             data: bytes = system.cat_file(path, start=start or None, end=None if size is None else start + size)
         if size is not None and len(data) > size:
             raise SidestepError(f"{self.locate(name)}: the server sends whole files only, not parts; copy the folder")
@@ -85,23 +79,21 @@ class Storage:
         """
         try:
             if isinstance(self.path, Path):
-                found = (self.path / name).stat()
+                with _looking(self.locate(name)):
+                    found = (self.path / name).stat()
                 return found.st_size if stat.S_ISREG(found.st_mode) else None
-            with _asking(self.locate(name)):
-                system, path = _system(self.locate(name))
+            with _asking(self.locate(name)) as (system, path):
                 return int(system.info(path)["size"])
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             return None
-        except OSError as error:
-            raise SidestepError(f"{self.locate(name)}: cannot be read ({error.strerror})") from None
 
     def names(self) -> list[str]:
         """The names of what lies in the folder, sorted; none where there is no folder."""
-        if isinstance(self.path, Path):
-            return sorted(path.name for path in self.path.iterdir()) if self.path.is_dir() else []
         try:
-            with _asking(self.path):
-                system, path = _system(self.path)
+            if isinstance(self.path, Path):
+                with _looking(str(self.path)):
+                    return sorted(path.name for path in self.path.iterdir())
+            with _asking(self.path) as (system, path):
                 system.invalidate_cache()
                 return sorted(str(entry).rstrip("/").rpartition("/")[2] for entry in system.ls(path, detail=False))
         except FileNotFoundError:
@@ -116,11 +108,12 @@ class Storage:
             SidestepError: if it cannot be opened.
         """
         if isinstance(self.path, Path):
-            with open(self.path / name, "rb", buffering=LOCAL_BYTES) as file:
+            with _looking(self.locate(name)):
+                file = open_file(self.path / name, LOCAL_BYTES)
+            with file:
                 yield file
             return
-        with _asking(self.locate(name)):
-            system, path = _system(self.locate(name))
+        with _asking(self.locate(name)) as (system, path):
             stream: Any = system.open(path, "rb", block_size=REMOTE_BYTES, cache_type="readahead")
         with stream:
             yield stream
@@ -139,8 +132,7 @@ class Storage:
             yield self.path / name
             return
         with TemporaryDirectory(prefix="sidestep-", ignore_cleanup_errors=True) as folder:
-            with _asking(self.locate(name)):
-                system, path = _system(self.locate(name))
+            with _asking(self.locate(name)) as (system, path):
                 system.get_file(path, f"{folder}/{name}")
             yield Path(folder, name)
 
@@ -154,8 +146,7 @@ class Storage:
         with TemporaryDirectory(prefix="sidestep-") as folder:
             yield Path(folder, name)
             try:
-                with _asking(self.locate(name), "written"):
-                    system, path = _system(self.locate(name))
+                with _asking(self.locate(name), "written") as (system, path):
                     system.put_file(f"{folder}/{name}", path)
             except FileNotFoundError as error:
                 raise SidestepError(
@@ -178,19 +169,27 @@ class Storage:
             make_folder(self.path)
 
 
-def _system(url: str) -> tuple[Any, str]:
-    """The file system that a URL is of, and the path in it; made anew after a fork, else kept by fsspec."""
-    from fsspec.core import url_to_fs  # takes half a second to import, which folders need not wait for
-
-    system, path = url_to_fs(url)
-    return system, str(path)
+@contextmanager
+def _looking(file: str) -> Iterator[None]:
+    """Turns what the system refuses into one line; what is not there is a FileNotFoundError."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(file) from None
+    except OSError as error:
+        raise SidestepError(f"{file}: cannot be read ({error.strerror})") from None
 
 
 @contextmanager
-def _asking(url: str, done: str = "read") -> Iterator[None]:
-    """Turns what a backend raises into one line; each has exceptions of its own. What is not there stays itself."""
+def _asking(url: str, done: str = "read") -> Iterator[tuple[Any, str]]:
+    """The file system that a URL is of, and the path in it; made anew after a fork, else kept by fsspec.
+
+    Turns what a backend raises into one line; each has exceptions of its own. What is not there stays itself.
+    """
     try:
-        yield
+        from fsspec.core import url_to_fs  # takes half a second to import, which folders need not wait for
+
+        yield url_to_fs(url)
     except FileNotFoundError:
         raise
     except ImportError as error:

@@ -17,7 +17,7 @@ import torch
 from sidestep.cameras import Camera
 from sidestep.captures.colmap import check_names
 from sidestep.captures.folders import COPIES, Finder, is_file, natural, within
-from sidestep.captures.lens import Array, Lens
+from sidestep.captures.lens import DISTORTION, Array, Lens
 from sidestep.captures.maps import Alpha
 from sidestep.captures.poses import rigid
 from sidestep.captures.scene import MOST_FRAMES, Frame, Scene, make_frame
@@ -283,7 +283,7 @@ def _lens(path: Path, name: str, entry: Mapping[str, Any], photo_size: tuple[int
         raise SidestepError(f"{path}: frame {name} has a focal length that is not positive")
     cx, cy = number("cx", width / 2), number("cy", height / 2)
     intrinsics = np.array(((fx, 0.0, cx), (0.0, fy, cy), (0.0, 0.0, 1.0)), dtype=np.float64)
-    distortion = {key: number(key, 0.0) or 0.0 for key in ("k1", "k2", "k3", "p1", "p2")}
+    distortion = {key: number(key, 0.0) or 0.0 for key in DISTORTION}
     return Lens(intrinsics, round(width), round(height), **distortion)
 
 

@@ -5,12 +5,11 @@ of other files (`sha256sum *`) are passed over. It finds a flipped bit, half a c
 would write the sums anew.
 """
 
-import hashlib
 import re
 from pathlib import Path
 
 from sidestep.errors import SidestepError
-from sidestep.inputs import open_file, read_text
+from sidestep.inputs import read_text, sha256_of
 
 SUMS = "SHA256SUMS"
 
@@ -22,7 +21,7 @@ def write_sums(folder: str | Path) -> None:
     """Writes SHA256SUMS of the .safetensors files that lie in a folder; none where there are none."""
     files = sorted(Path(folder).glob("*.safetensors"))
     if files:
-        lines = [f"{_sha256(file)}  {file.name}\n" for file in files]
+        lines = [f"{sha256_of(file)}  {file.name}\n" for file in files]
         (Path(folder) / SUMS).write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
@@ -52,7 +51,7 @@ def check_file(path: Path) -> bool:
     if written is None:
         return False
     try:
-        found = _sha256(path)
+        found = sha256_of(path)
     except OSError as error:
         raise SidestepError(f"{path}: cannot be read ({error.strerror})") from None
     if found != written:
@@ -73,11 +72,3 @@ def read_sums(path: Path) -> dict[str, str]:
 
 
 _ADVICE = f"fetch or copy the folder again, or, if it was changed on purpose, delete its {SUMS}"
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open_file(path) as file:
-        while data := file.read(2**20):
-            digest.update(data)
-    return digest.hexdigest()
