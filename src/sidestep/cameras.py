@@ -342,6 +342,23 @@ def elevations(cameras: Camera) -> Tensor:
     return torch.rad2deg(torch.asin((-forward @ up).clamp(-1, 1))).float()
 
 
+def quaternions(rotation: Tensor) -> Tensor:
+    """Rotations as unit quaternions (w, x, y, z) with w >= 0, (..., 3, 3) -> (..., 4).
+
+    Each is the eigenvector of a symmetric matrix made of R's entries, for its largest eigenvalue (Bar-Itzhack 2000),
+    which is sound at every angle; the usual formula from the trace loses the axis near 180 degrees.
+    """
+    r = rotation
+    trace = r.diagonal(dim1=-2, dim2=-1).sum(-1)
+    twist = torch.stack([r[..., 2, 1] - r[..., 1, 2], r[..., 0, 2] - r[..., 2, 0], r[..., 1, 0] - r[..., 0, 1]], dim=-1)
+    matrix = r.new_zeros(*r.shape[:-2], 4, 4)
+    matrix[..., 0, 0] = trace
+    matrix[..., 1:, 0] = matrix[..., 0, 1:] = twist
+    matrix[..., 1:, 1:] = r + r.mT - trace[..., None, None] * torch.eye(3).to(r)
+    found = torch.linalg.eigh(matrix).eigenvectors[..., -1]
+    return torch.where(found[..., :1] < 0, -found, found)
+
+
 def _nearest_to_axes(reference: Camera, others: Camera) -> Tensor | None:
     """The point with the least sum of squared distances to all optical axes, or None if they are parallel."""
     centres = torch.cat([reference.centre[None], others.centre.reshape(-1, 3)])

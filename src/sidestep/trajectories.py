@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from sidestep.cameras import Camera
+from sidestep.cameras import Camera, quaternions
 from sidestep.errors import SidestepError
 
 Easing = Literal["linear", "smooth"]
@@ -236,17 +236,5 @@ def _skew(vector: Tensor) -> Tensor:
 
 def _axis_angle(rotation: Tensor) -> Tensor:
     """Axis times angle in radians of rotations, (..., 3, 3) -> (..., 3)."""
-    # The quaternion is the main eigenvector of Bar-Itzhack's matrix (2000), which is sound at every angle; the usual
-    # formula from the trace loses the axis near 180 degrees.
-    r = rotation
-    trace = r.diagonal(dim1=-2, dim2=-1).sum(-1)
-    twist = torch.stack([r[..., 2, 1] - r[..., 1, 2], r[..., 0, 2] - r[..., 2, 0], r[..., 1, 0] - r[..., 0, 1]], dim=-1)
-    matrix = r.new_zeros(*r.shape[:-2], 4, 4)
-    matrix[..., :3, :3] = r + r.mT - trace[..., None, None] * torch.eye(3, dtype=r.dtype)
-    matrix[..., :3, 3] = matrix[..., 3, :3] = twist
-    matrix[..., 3, 3] = trace
-    quaternion = torch.linalg.eigh(matrix).eigenvectors[..., -1]
-    quaternion = quaternion * torch.where(quaternion[..., 3:] < 0, -1.0, 1.0)
-    vector, w = quaternion[..., :3], quaternion[..., 3:]
-    length = vector.norm(dim=-1, keepdim=True)
-    return torch.nn.functional.normalize(vector, dim=-1) * 2 * torch.atan2(length, w)
+    w, vector = quaternions(rotation).split((1, 3), dim=-1)
+    return torch.nn.functional.normalize(vector, dim=-1) * 2 * torch.atan2(vector.norm(dim=-1, keepdim=True), w)

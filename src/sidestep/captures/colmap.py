@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sidestep.cameras import Camera
+from sidestep.cameras import Camera, quaternions
 from sidestep.captures.folders import Finder, within
 from sidestep.captures.lens import Array, Lens
 from sidestep.captures.maps import Maps
@@ -217,7 +217,7 @@ def write_colmap(folder: str | Path, cameras: list[Camera], names: list[str], po
         k = camera.intrinsics.double()
         lens = _numbers((k[0, 0], k[1, 1], k[0, 2], k[1, 2]))
         camera_lines.append(f"{number} PINHOLE {camera.width} {camera.height} {lens}")
-        quaternion = rotation_to_quaternion(camera.rotation.double().cpu().numpy())
+        quaternion = quaternions(camera.rotation.double().cpu())
         image_lines += [f"{number} {_numbers((*quaternion, *camera.translation.double()))} {number} {name}", ""]
     point_lines = ["# POINT3D_ID X Y Z R G B ERROR TRACK; random points to start from, not measured ones"]
     positions, colours = points
@@ -235,36 +235,6 @@ def check_names(cameras: list[Camera], names: list[str]) -> None:
     for name in names:
         if not name or len(name.split()) != 1 or names.count(name) > 1:
             raise SidestepError(f"photo name {name!r} is empty, doubled or has a space in it, which COLMAP cannot read")
-
-
-def quaternion_to_rotation(quaternion: Array) -> Array:
-    """A unit quaternion (w, x, y, z) as a (3, 3) rotation."""
-    w, x, y, z = quaternion
-    return np.array(
-        (
-            (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
-            (2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
-            (2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
-        )
-    )
-
-
-def rotation_to_quaternion(r: Array) -> Array:
-    """A (3, 3) rotation as a unit quaternion (w, x, y, z), w >= 0.
-
-    It is the eigenvector of a symmetric matrix made of R's entries, for its largest eigenvalue (Bar-Itzhack 2000),
-    which unlike the usual formulas has no special cases.
-    """
-    matrix = np.array(
-        (
-            (r[0, 0] - r[1, 1] - r[2, 2], 0.0, 0.0, 0.0),
-            (r[0, 1] + r[1, 0], r[1, 1] - r[0, 0] - r[2, 2], 0.0, 0.0),
-            (r[0, 2] + r[2, 0], r[1, 2] + r[2, 1], r[2, 2] - r[0, 0] - r[1, 1], 0.0),
-            (r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1], r[0, 0] + r[1, 1] + r[2, 2]),
-        )
-    )
-    x, y, z, w = np.linalg.eigh(matrix)[1][:, -1]  # eigh reads the lower triangle
-    return np.array((w, x, y, z)) if w >= 0 else -np.array((w, x, y, z))
 
 
 def _holds_model(folder: Path) -> bool:
@@ -305,7 +275,12 @@ def _world_to_camera(path: Path, name: str, values: tuple[float, ...]) -> Array:
     if not (np.isfinite(values).all() and abs(norm - 1.0) < 1e-2):
         raise SidestepError(f"{path}: frame {name} has a pose that is not finite or not a rotation; run COLMAP again")
     pose = np.eye(4)
-    pose[:3, :3] = quaternion_to_rotation(quaternion / norm)
+    w, x, y, z = quaternion / norm
+    pose[:3, :3] = (
+        (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
+        (2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
+        (2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
+    )
     pose[:3, 3] = translation
     return pose
 
