@@ -71,7 +71,7 @@ def save_animation(images: Sequence[Image.Image], path: str | Path, fps: float =
     path = Path(path)
     write = _WRITERS.get(path.suffix.lower())
     if write is None:
-        raise SidestepError(f"{path}: animations are written as {', '.join(_WRITERS)}; name the file so")
+        raise SidestepError(f"{path}: animations are written as {', '.join(ANIMATIONS)}; name the file so")
     if not images:
         raise SidestepError(f"{path}: there are no pictures to animate")
     sizes = sorted({image.size for image in images})
@@ -128,3 +128,4 @@ _WRITERS: dict[str, Callable[[Sequence[Image.Image], Path, float], None]] = {
     ".gif": _save_gif,
     ".webp": _save_webp,
 }
+ANIMATIONS = tuple(_WRITERS)

@@ -9,10 +9,9 @@ from sidestep.cameras import Camera
 from sidestep.captures.writing import check_capture_folder, write_capture
 from sidestep.errors import SidestepError
 from sidestep.files import atomic_path, make_folder
-from sidestep.media import contact_sheet, save_animation
+from sidestep.media import ANIMATIONS, contact_sheet, save_animation
 
 PICTURES = (".png", ".jpg", ".jpeg")
-ANIMATIONS = (".mp4", ".gif", ".webp")
 SHEET_COLUMNS = 6
 
 

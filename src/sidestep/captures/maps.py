@@ -73,7 +73,10 @@ class Alpha:
 
     def read_bytes(self) -> bytes:
         with open_image(self.photo) as image:
-            return png(upright(image, converted(image, "RGBA", self.photo).getchannel("A")))
+            mask = upright(image, converted(image, "RGBA", self.photo).getchannel("A"))
+        file = io.BytesIO()
+        mask.save(file, "PNG", compress_level=1)  # little, because it is not kept
+        return file.getvalue()
 
 
 def read_mask(source: Source) -> Tensor:
@@ -113,13 +116,6 @@ def write_mask(path: Path, mask: Tensor) -> None:
     """Writes a mask (H, W) bool: white on the object."""
     with atomic_path(path) as temporary:
         Image.fromarray(mask.cpu().numpy().astype(np.uint8) * 255).save(temporary)
-
-
-def png(image: Image.Image) -> bytes:
-    """The file of a map, for what is turned into one when it is read; compressed little, because it is not kept."""
-    file = io.BytesIO()
-    image.save(file, "PNG", compress_level=1)
-    return file.getvalue()
 
 
 def _find(folders: list[Path], name: str) -> Path | None:
