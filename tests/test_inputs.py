@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 
@@ -58,6 +59,22 @@ def test_links_that_lead_out_of_a_folder(tmp_path):
     assert leads_out(scene / "up" / "elsewhere.jpg", scene)
     assert not leads_out(scene / "beside.jpg", tmp_path / "set")
     assert not leads_out(tmp_path / "set" / "other.jpg", scene)  # no link: what names it has been checked
+
+
+def test_links_to_folders_that_the_user_names(tmp_path, monkeypatch):
+    for name in ("disk/photos/a.jpg", "disk2/a.jpg", "scene/own.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    scene = tmp_path / "scene"
+    (scene / "named.jpg").symlink_to(tmp_path / "disk" / "photos" / "a.jpg")
+    (scene / "other.jpg").symlink_to(tmp_path / "disk2" / "a.jpg")
+    (tmp_path / "alias").symlink_to(tmp_path / "disk")
+    for named in (f"{tmp_path}/disk", f"{tmp_path}/alias/", f"{tmp_path}/none{os.pathsep}{os.pathsep}{tmp_path}/disk"):
+        monkeypatch.setenv("SIDESTEP_LINKS_TO", named)
+        assert [leads_out(scene / name, scene) for name in ("named.jpg", "other.jpg")] == [False, True]
+    monkeypatch.setenv("SIDESTEP_LINKS_TO", "")
+    monkeypatch.chdir(tmp_path / "disk")
+    assert leads_out(scene / "named.jpg", scene)  # an empty name is not the folder that one is in
 
 
 def test_links_of_the_hubs_cache_lead_to_its_blobs(tmp_path):

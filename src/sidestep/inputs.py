@@ -15,6 +15,8 @@ from typing import Any
 
 from sidestep.errors import SidestepError
 
+# The environment's: folders that links may lead to, several as in PATH.
+LINKS_TO = "SIDESTEP_LINKS_TO"
 MOST_TEXT = 64 * 2**20  # bytes of a JSON file: 2.5 million numbers; what is read of it may take 25 times as much memory
 
 
@@ -92,14 +94,25 @@ def sha256_of(path: str | Path) -> str:
 def leads_out(path: Path, root: Path) -> bool:
     """Whether links lead a path out of a folder; or, where its text does already, out of what holds both.
 
-    In the hub's cache every file is a link from snapshots/REVISION/ to blobs/ beside, which is no way out.
+    Not where they lead into a folder that SIDESTEP_LINKS_TO names. In the hub's cache every file is a link from
+    snapshots/REVISION/ to blobs/ beside, which is no way out either.
     """
     top = Path(os.path.commonpath((os.path.abspath(path), os.path.abspath(root))))
     real = Path(os.path.realpath(path))
-    if real.is_relative_to(os.path.realpath(top)):
+    allowed = [Path(folder) for folder in os.environ.get(LINKS_TO, "").split(os.pathsep) if folder]
+    if any(real.is_relative_to(os.path.realpath(folder)) for folder in (top, *allowed)):
         return False
     repositories = (folder.parent.parent for folder in path.absolute().parents if folder.parent.name == "snapshots")
     return not any(real.parent == Path(os.path.realpath(repository), "blobs") for repository in repositories)
+
+
+def link_out(path: Path, place: str) -> SidestepError:
+    """The error of a file that `leads_out` of a place."""
+    target = path.resolve()
+    return SidestepError(
+        f"{path}: a link out of {place}, to {target}; copy it there, or, if the link is yours, allow it: "
+        f"export {LINKS_TO}={target.parent}"
+    )
 
 
 def _without_waiting(path: str, flags: int) -> int:

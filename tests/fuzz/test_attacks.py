@@ -337,7 +337,7 @@ def test_a_photo_from_elsewhere_in_a_model(tmp_path, listed):
 
 
 @pytest.mark.parametrize("linked", ["images/b.jpg", "images", "masks/b.png"])
-def test_a_link_out_of_a_scene(tmp_path, linked):
+def test_a_link_out_of_a_scene(tmp_path, monkeypatch, linked):
     """What is made of a scene, a pack say, is handed on, and with it what its links lead to."""
     scene = write_scene(tmp_path / "sets" / "scene")
     write_photos(tmp_path / "private", ("a.jpg", "b.jpg", "b.png"))
@@ -349,7 +349,7 @@ def test_a_link_out_of_a_scene(tmp_path, linked):
     link.parent.mkdir(exist_ok=True)
     link.unlink(missing_ok=True)
     link.symlink_to(tmp_path / "private" / ("" if linked == "images" else link.name))
-    with pytest.raises(SidestepError, match=r"a link out of .*scene, to .*private.*; copy it there"):
+    with pytest.raises(SidestepError, match=r"a link out of .*scene, to .*private.*; copy it there, or, if"):
         read_captures(scene)
     assert "a link out of" in inspect_captures(scene, photos=False).findings[0].message
     with warnings.catch_warnings():
@@ -357,6 +357,11 @@ def test_a_link_out_of_a_scene(tmp_path, linked):
         with pytest.raises(SidestepError, match="none of its 1 scenes"):
             read_captures(tmp_path / "sets")
     assert len(read_captures(tmp_path)) == 1  # of a folder that holds both it is no way out
+    with pytest.raises(SidestepError) as refused:
+        read_captures(scene)
+    name, _, folder = str(refused.value).rpartition("export ")[2].partition("=")
+    monkeypatch.setenv(name, folder)  # as the message says
+    assert read_captures(scene)[0].missing == ()
 
 
 def test_a_set_may_hold_links_to_scenes(tmp_path):

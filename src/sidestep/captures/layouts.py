@@ -12,7 +12,7 @@ from sidestep.captures.folders import looking, spelled_out
 from sidestep.captures.scene import Scene
 from sidestep.captures.transforms import blender_files, read_blender, read_transforms
 from sidestep.errors import SidestepError
-from sidestep.inputs import leads_out
+from sidestep.inputs import leads_out, link_out
 
 # DL3DV's benchmark has each scene in both layouts, in folders of these names in one that is called by a hash.
 NESTED = ("nerfstudio", "gaussian_splat")
@@ -98,8 +98,9 @@ def read_scene(path: Path, category: str | None = None, root: Path | None = None
     """The scene of a folder in any of the layouts, of a transforms.json, or of RealEstate10K's file of cameras.
 
     Args:
-        root: a folder that `path` is in; its own if left out. A link to a photo must stay in it, or in the scene: else
-            whoever was sent a scene would hand on, with what is made of it, pictures that are this machine's.
+        root: a folder that `path` is in; its own if left out. A link to a photo must stay in it, in the scene, or in
+            what SIDESTEP_LINKS_TO names: else whoever was sent a scene would hand on, with what is made of it, pictures
+            that are this machine's.
 
     Raises:
         SidestepError: naming the file, if it cannot be read, or is a link that leads out of both.
@@ -112,10 +113,7 @@ def read_scene(path: Path, category: str | None = None, root: Path | None = None
             for file in (*_files(frame.path), *_files(frame.mask), *_files(frame.depth)):
                 # The scene's own folder may be a link: sets are put together from several disks that way.
                 if leads_out(file, root or own) and leads_out(file, own):
-                    raise SidestepError(
-                        f"{file}: a link out of {own}, to {file.resolve()}; copy it there, or name a folder that holds "
-                        "both"
-                    )
+                    raise link_out(file, str(own))
     return scene
 
 

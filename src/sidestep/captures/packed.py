@@ -37,7 +37,7 @@ from sidestep.captures.scene import Frame, Scene
 from sidestep.captures.storage import Storage
 from sidestep.checksums import are_intact
 from sidestep.errors import SidestepError
-from sidestep.inputs import MOST_TEXT, leads_out
+from sidestep.inputs import MOST_TEXT, leads_out, link_out
 
 FORMAT = 1
 PLAN = "pack.json"
@@ -210,7 +210,7 @@ def read_index(storage: Storage, plan: dict[str, Any], number: int) -> ShardInde
     if isinstance(storage.path, Path):
         for file in (name, index.shard):
             if leads_out(storage.path / file, storage.path):
-                raise SidestepError(f"{storage.locate(file)}: a link out of the pack; copy the file there")
+                raise link_out(storage.path / file, "the pack")
         if storage.size(index.shard) != index.size:
             raise cut_short(storage, index.shard)
     return index

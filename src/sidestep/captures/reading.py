@@ -31,9 +31,9 @@ def read_captures(path: str | Path) -> list[Scene]:
 
     Raises:
         SidestepError: if nothing is there, or nothing of it can be read. In a set of scenes, one that cannot be read,
-            or whose photos are links that lead out of it and of `path`, is left out with a warning that names it: one
-            bad scene in 200,000 must not stop a run of days. Photos that a scene lists but that are not there are named
-            by a warning too, and the rest read.
+            or whose photos are links that lead out of it and of `path` (and of the folders that SIDESTEP_LINKS_TO
+            names), is left out with a warning that names it: one bad scene in 200,000 must not stop a run of days.
+            Photos that a scene lists but that are not there are named by a warning too, and the rest read.
     """
     if is_pack(path):
         return read_pack(path)
