@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 
 from sidestep.captures import ply
-from sidestep.captures.ply import read_ply
-from sidestep.captures.points import write_ply
+from sidestep.captures.ply import read_ply, write_ply
 from sidestep.errors import SidestepError
 
 POINTS = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)

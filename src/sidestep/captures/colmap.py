@@ -23,7 +23,7 @@ from sidestep.cameras import Camera, quaternions
 from sidestep.captures.folders import Finder, within
 from sidestep.captures.lens import Array, Lens
 from sidestep.captures.maps import Maps
-from sidestep.captures.points import Colours
+from sidestep.captures.ply import Colours
 from sidestep.captures.scene import MOST_FRAMES, Scene, make_frame
 from sidestep.errors import SidestepError
 from sidestep.files import atomic_path

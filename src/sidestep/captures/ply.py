@@ -1,17 +1,20 @@
-"""The points of a PLY file."""
+"""PLY files of points: read, and written."""
 
 import io
 import itertools
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from sidestep.captures.lens import Array
 from sidestep.errors import SidestepError
+from sidestep.files import atomic_path
 from sidestep.inputs import read_bytes
 
+Colours = npt.NDArray[np.uint8]
 _TYPES = {
     "char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1", "short": "i2", "int16": "i2", "ushort": "u2",
     "uint16": "u2", "int": "i4", "int32": "i4", "uint": "u4", "uint32": "u4", "float": "f4", "float32": "f4",
@@ -56,6 +59,19 @@ def read_ply(path: Path, most: int) -> Tensor:
     with np.errstate(over="ignore"):  # what is too large for float32 is left out, too
         single = points.astype(np.float32)
     return torch.from_numpy(single[np.isfinite(single).all(axis=1)])
+
+
+def write_ply(path: str | Path, points: Array, colours: Colours) -> None:
+    """Writes points (N, 3) and their colours (N, 3) as an ASCII PLY, which nerfstudio's splatfacto starts from."""
+    header = ["ply", "format ascii 1.0", f"element vertex {len(points)}"]
+    header += [f"property double {axis}" for axis in "xyz"]
+    header += [f"property uchar {channel}" for channel in ("red", "green", "blue")]
+    lines = (
+        " ".join([*(f"{value:.12g}" for value in point), *map(str, colour)])
+        for point, colour in zip(points, colours.tolist(), strict=True)
+    )
+    with atomic_path(path) as temporary:
+        temporary.write_text("\n".join([*header, "end_header", *lines]) + "\n", encoding="ascii")
 
 
 def _text_points(path: Path, body: bytes, row: np.dtype[np.void], count: int, step: int) -> Array:

@@ -1,17 +1,13 @@
 """Points for a splatting program to start from, where there is no reconstruction to take any from."""
 
-from pathlib import Path
-
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 
 from sidestep.cameras import Camera, distance_scale
 from sidestep.captures.lens import Array
-from sidestep.files import atomic_path
+from sidestep.captures.ply import Colours
 
-Colours = npt.NDArray[np.uint8]
 GREY = 128  # of points that the picture does not show
 
 
@@ -46,16 +42,3 @@ def starting_points(
     columns, rows = pixels[within].T.numpy()
     colours[within] = np.asarray(picture.convert("RGB"))[rows, columns]
     return points, colours
-
-
-def write_ply(path: str | Path, points: Array, colours: Colours) -> None:
-    """Writes points (N, 3) and their colours (N, 3) as an ASCII PLY, which nerfstudio's splatfacto starts from."""
-    header = ["ply", "format ascii 1.0", f"element vertex {len(points)}"]
-    header += [f"property double {axis}" for axis in "xyz"]
-    header += [f"property uchar {channel}" for channel in ("red", "green", "blue")]
-    lines = (
-        " ".join([*(f"{value:.12g}" for value in point), *map(str, colour)])
-        for point, colour in zip(points, colours.tolist(), strict=True)
-    )
-    with atomic_path(path) as temporary:
-        temporary.write_text("\n".join([*header, "end_header", *lines]) + "\n", encoding="ascii")

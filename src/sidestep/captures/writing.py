@@ -7,7 +7,8 @@ from PIL import Image
 
 from sidestep.cameras import Camera
 from sidestep.captures.colmap import write_colmap
-from sidestep.captures.points import starting_points, write_ply
+from sidestep.captures.ply import write_ply
+from sidestep.captures.points import starting_points
 from sidestep.captures.transforms import write_transforms
 from sidestep.errors import SidestepError
 from sidestep.files import atomic_path
