@@ -40,6 +40,12 @@ def edit_poses(scene: Path, change: Callable[[int, list[str]], list[str]]) -> No
     file.write_text("\n".join(lines) + "\n")
 
 
+def write_view(folder: Path, pictures: list[Image.Image], cameras: list[Camera]) -> None:
+    """A capture without points: those that are written are made up about where the cameras look."""
+    write_capture(folder, pictures, cameras)
+    shutil.rmtree(folder / "sparse")
+
+
 def test_a_sound_set_has_no_findings(furniture: Path) -> None:
     inspection = inspect_captures(furniture)
     assert inspection.findings == ()
@@ -57,8 +63,7 @@ def test_figures_of_a_known_path(tmp_path: Path, sign: int, turning: str) -> Non
     cameras = orbit(first, 13, yaw=(0, sign * 60), elevation=20)
     rng = np.random.default_rng(0)
     pictures = [Image.fromarray(rng.integers(255, size=(24, 32, 3), dtype=np.uint8)) for _ in cameras]
-    write_capture(tmp_path / "view", pictures, cameras)
-    shutil.rmtree(tmp_path / "view" / "sparse")  # its points are made up about where the cameras look
+    write_view(tmp_path / "view", pictures, cameras)
     (scene,) = inspect_captures(tmp_path / "view").scenes
     facts = scene.facts
     assert facts is not None
@@ -193,8 +198,7 @@ def test_cameras_that_stand_wrong(tmp_path: Path, change: Change, found: dict[st
     cameras = change(orbit(source, 25, yaw=(0, 80), elevation=15))
     rng = np.random.default_rng(0)
     pictures = [Image.fromarray(rng.integers(255, size=(32, 32, 3), dtype=np.uint8)) for _ in cameras]
-    write_capture(tmp_path / "view", pictures, cameras)
-    shutil.rmtree(tmp_path / "view" / "sparse")
+    write_view(tmp_path / "view", pictures, cameras)
     warned = [finding for finding in inspect_captures(tmp_path / "view").findings if finding.kind != "no-points"]
     assert {finding.kind: finding.frames for finding in warned} == found
 
@@ -204,8 +208,7 @@ def test_a_camera_that_looks_elsewhere_does_not_move_the_subject(tmp_path: Path)
     cameras = orbit(source, 9, yaw=(0, 80), elevation=15)
     pose = cameras[2].world_to_camera.clone()
     pose[:3] = torch.tensor([[0.5, 0.0, -(0.75**0.5)], [0.0, 1.0, 0.0], [0.75**0.5, 0.0, 0.5]]) @ pose[:3]
-    write_capture(tmp_path / "view", [Image.new("RGB", (32, 32))] * 9, replaced(cameras, 2, pose))
-    shutil.rmtree(tmp_path / "view" / "sparse")
+    write_view(tmp_path / "view", [Image.new("RGB", (32, 32))] * 9, replaced(cameras, 2, pose))
     inspection = inspect_captures(tmp_path / "view", photos=False)
     assert [finding.frames for finding in inspection.findings if finding.kind == "looks-away"] == [("002.png",)]
     facts = inspection.scenes[0].facts
@@ -250,8 +253,7 @@ def negative(number: str) -> str:
 
 
 def test_a_scene_of_one_frame_and_one_without_points(tmp_path: Path) -> None:
-    write_capture(tmp_path / "one", [Image.new("RGB", (8, 8))], [Camera.from_fov(40, 8, 8)])
-    shutil.rmtree(tmp_path / "one" / "sparse")
+    write_view(tmp_path / "one", [Image.new("RGB", (8, 8))], [Camera.from_fov(40, 8, 8)])
     inspection = inspect_captures(tmp_path / "one")
     assert [kind for kind, _ in kinds(inspection)] == ["few-frames", "no-points"]
     write_page(tmp_path / "page.html", inspection)
@@ -315,7 +317,6 @@ def test_frames_in_no_order_are_told_once(tmp_path: Path) -> None:
     near, far = path[:20], path[20:]
     cameras = near + [camera for pair in zip(near, far, strict=True) for camera in pair][:18]
     pictures = [Image.new("RGB", (32, 32), (index, 0, 0)) for index in range(len(cameras))]
-    write_capture(tmp_path / "view", pictures, cameras)
-    shutil.rmtree(tmp_path / "view" / "sparse")
+    write_view(tmp_path / "view", pictures, cameras)
     jumps = [finding for finding in inspect_captures(tmp_path / "view").findings if finding.kind == "jump"]
     assert [finding.message.split(" in ")[0] for finding in jumps] == ["18 jumps"]
