@@ -12,7 +12,8 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -187,15 +188,22 @@ def write_colmap(kind: tuple[tuple[str, bytes], ...], suffix: str) -> Callable[[
 
 def read_colmap(kind: tuple[tuple[str, bytes], ...], suffix: str) -> Callable[[bytes, Path], None]:
     def read(data: bytes, folder: Path) -> None:
-        name, whole = kind[data[0] % 3 if data else 0]
-        path = folder / "sparse" / "0" / f"{name}{suffix}"
-        path.write_bytes(data[1:])
-        try:
+        name, _ = kind[data[0] % 3 if data else 0]
+        with replaced(folder / "sparse" / "0" / f"{name}{suffix}", data[1:]):
             look(captures.read_captures(folder)[0])
-        finally:
-            path.write_bytes(whole)
 
     return read
+
+
+@contextmanager
+def replaced(path: Path, data: bytes) -> Iterator[None]:
+    """A file that holds the bytes, and afterwards what it held before."""
+    whole = path.read_bytes()
+    path.write_bytes(data)
+    try:
+        yield
+    finally:
+        path.write_bytes(whole)
 
 
 def look(scene: captures.Scene) -> None:
@@ -274,15 +282,9 @@ def write_co3d(folder: Path) -> None:
 PLY = b"ply\nformat %s 1.0\nelement vertex 2\nproperty float x\nproperty float y\nproperty float z\nend_header\n%s"
 
 
-def read_points(data: bytes, folder: Path) -> None:
-    (folder / "a.ply").write_bytes(data)
-    ply.read_ply(folder / "a.ply", 100)
-
-
-def read_clip(data: bytes, folder: Path) -> None:
-    (folder / "clip.txt").write_bytes(data)
-    realestate10k.is_clip(folder / "clip.txt")
-    look(captures.read_captures(folder / "clip.txt")[0])
+def read_clip(path: Path) -> None:
+    realestate10k.is_clip(path)
+    look(captures.read_captures(path)[0])
 
 
 CLIP = "https://host.example/v\n" + "".join(
@@ -326,9 +328,8 @@ def read_settings(data: bytes, folder: Path) -> None:
     )
 
 
-def read_key_frames(data: bytes, folder: Path) -> None:
-    (folder / "keys.yaml").write_bytes(data)
-    keyframes.along(keyframes.read_key_frames(folder / "keys.yaml"), Camera.from_fov(45, 12, 9), 5, elevation=10)
+def read_key_frames(path: Path) -> None:
+    keyframes.along(keyframes.read_key_frames(path), Camera.from_fov(45, 12, 9), 5, elevation=10)
 
 
 KEYS = (
@@ -376,20 +377,15 @@ def write_pack(folder: Path) -> None:
 def read_pack(data: bytes, folder: Path) -> None:
     pack = folder / "pack"
     name = "pack.json" if b'"shards"' in data else "shard-00000.safetensors"
-    path = pack / name
-    whole = path.read_bytes()
-    if name == "pack.json" or not data.startswith(b"{"):
-        path.write_bytes(data)
-    else:
-        rows = {key: tensor for key, tensor in load(whole).items() if key in without_checksums(load(whole))}
+    if name != "pack.json" and data.startswith(b"{"):
+        tensors = load((pack / name).read_bytes())
+        rows = {key: tensors[key] for key in sorted(without_checksums(tensors))}
         about = {"about": data.decode(errors="replace")}
-        path.write_bytes(save(with_checksums(rows, about), about))
-    try:
+        data = save(with_checksums(rows, about), about)
+    with replaced(pack / name, data):
         for scene in captures.read_captures(pack):
             for frame in scene.frames[:3]:
-                read_each((frame.load,))
-    finally:
-        path.write_bytes(whole)
+                frame.load()
 
 
 def packs() -> list[bytes]:
@@ -438,11 +434,6 @@ def read_store(data: bytes, folder: Path) -> None:
 # Weights and models.
 
 
-def read_weights(data: bytes, folder: Path) -> None:
-    (folder / "a.safetensors").write_bytes(data)
-    load_file(str(folder / "a.safetensors"), None, None, {})
-
-
 def weights() -> list[bytes]:
     """Of no network that is known: those have a billion numbers."""
     named = ("model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight", "first_stage_model.a")
@@ -472,13 +463,8 @@ def write_model(folder: Path) -> None:
 
 def read_model(data: bytes, folder: Path) -> None:
     """The first byte tells which of the configs it is."""
-    path = folder / "model" / MODEL_FILES[data[0] % len(MODEL_FILES) if data else 0]
-    whole = path.read_bytes()
-    path.write_bytes(data[1:])
-    try:
+    with replaced(folder / "model" / MODEL_FILES[data[0] % len(MODEL_FILES) if data else 0], data[1:]):
         NovelViewPipeline.from_pretrained(folder / "model", device="cpu")
-    finally:
-        path.write_bytes(whole)
 
 
 def models() -> list[bytes]:
@@ -486,11 +472,6 @@ def models() -> list[bytes]:
         write_model(Path(folder))
         model = Path(folder, "model")
         return [bytes((place,)) + (model / name).read_bytes() for place, name in enumerate(MODEL_FILES)]
-
-
-def read_video(data: bytes, folder: Path) -> None:
-    (folder / "a.mp4").write_bytes(data)
-    list(sharpness.sharp_frames(folder / "a.mp4", 3))
 
 
 def videos() -> list[bytes]:
@@ -553,12 +534,12 @@ TARGETS: dict[str, Target] = {
     ),
     "ply": Target(
         lambda: [PLY % (b"ascii", b"0 0 1\n1 0 2\n"), PLY % (b"binary_little_endian", bytes(24))],
-        read_points,
+        write_of("a.ply", lambda path: ply.read_ply(path, 100)),
         words=(b"property list uchar int x\n", b"99999999999", b"binary_big_endian", b"property double x\n"),
     ),
     "realestate10k": Target(
         lambda: [CLIP.encode()],
-        read_clip,
+        write_of("clip.txt", read_clip),
         lambda folder: write_photos(folder, ("clip/40.jpg", "clip/80.jpg")),
         (b"nan", b"inf", b"1e400", b"-1", b"9" * 5000, b"\0"),
     ),
@@ -586,7 +567,9 @@ TARGETS: dict[str, Target] = {
         ),
     ),
     "key-frames": Target(
-        lambda: [KEYS, POSES.encode()], read_key_frames, words=(b".nan", b".inf", b"-1", b"180", b"1e308", b"&a", b"*a")
+        lambda: [KEYS, POSES.encode()],
+        write_of("keys.yaml", read_key_frames),
+        words=(b".nan", b".inf", b"-1", b"180", b"1e308", b"&a", b"*a"),
     ),
     "split": Target(
         lambda: [json.dumps({"train": ["a/b"], "val": [], "test": ["c/d"]}).encode()],
@@ -611,9 +594,19 @@ TARGETS: dict[str, Target] = {
     "store": Target(
         lambda: [json.dumps(PLAN).encode(), json.dumps(SCENES).encode()], read_store, words=(*JSON_WORDS, *NUMBERS)
     ),
-    "weights": Target(weights, read_weights, words=(*JSON_WORDS, *NUMBERS, b"F64", b"I8"), whole=False),
+    "weights": Target(
+        weights,
+        write_of("a.safetensors", lambda path: load_file(str(path), None, None, {})),
+        words=(*JSON_WORDS, *NUMBERS, b"F64", b"I8"),
+        whole=False,
+    ),
     "model": Target(models, read_model, write_model, JSON_WORDS, slow=True),
-    "video": Target(videos, read_video, words=(*NUMBERS, b"#EXTM3U\n", b"moov", b"mdat"), slow=True),
+    "video": Target(
+        videos,
+        write_of("a.mp4", lambda path: list(sharpness.sharp_frames(path, 3))),
+        words=(*NUMBERS, b"#EXTM3U\n", b"moov", b"mdat"),
+        slow=True,
+    ),
 }
 
 
