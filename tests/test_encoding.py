@@ -194,6 +194,12 @@ def test_a_prior_that_moved_is_the_same_prior(store_copy, prior, scenes):
     encode(prior, scenes, store_copy, prior_name="elsewhere")
 
 
+def test_the_bundled_prior_is_not_taken_for_a_folder_of_its_name(prior, scenes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bundled").mkdir()
+    assert encode(prior, scenes[2:3], tmp_path / "store", prior_name="bundled").prior == "bundled"
+
+
 def test_two_scenes_of_one_name_are_refused(prior, scenes, tmp_path):
     with pytest.raises(SidestepError, match="lamp is there twice"):
         encode(prior, [*scenes, scenes[2]], tmp_path / "store")

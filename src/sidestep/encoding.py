@@ -26,6 +26,7 @@ from sidestep.files import make_folder, save_tensors, sweep, write_json
 from sidestep.images import resize_and_crop, to_tensor
 from sidestep.inversion import InversionSettings, invert
 from sidestep.latents import FORMAT, LATENTS, DamagedShard, is_whole, open_shard, plan_digest, read_plan, shard_path
+from sidestep.models import BUNDLED
 from sidestep.prior import LatentPrior
 
 logger = logging.getLogger(__name__)
@@ -107,9 +108,8 @@ def encode_captures(
         SidestepError: if `out` holds a store of another prior, other settings or other scenes, or cannot be written to;
             if a photo is damaged, or has latents that are not finite.
     """
-    own = part_of(part)
     out = Path(out).absolute()
-    plan, runs = store_plan(prior, scenes, out, settings, prior_name, scenes_per_shard)
+    plan, shards = store_plan(prior, scenes, out, settings, prior_name, scenes_per_shard, part)
     if read_plan(out) is None:
         make_folder(out)
         # Another process wrote it meanwhile, and may have swept this one's.
@@ -117,7 +117,6 @@ def encode_captures(
             write_json(out / "store.json", plan, replace=False)
         _refuse_stale(out, read_plan(out) or plan, plan)
     job = Job(str(plan["prior"]), prior.fingerprint(), settings, batch_size, plan_digest(plan))
-    shards = [Shard(shard_path(out, index), tuple(run)) for index, run in enumerate(runs)][own]
     missing = [shard for shard in shards if not _is_there(shard, job)]
     whole = {shard.file.name for shard in shards} - {shard.file.name for shard in missing}
     sweep(out, {"store.json", *whole})
@@ -136,19 +135,6 @@ def encode_captures(
     return total
 
 
-def part_of(part: tuple[int, int]) -> slice:
-    """Which of a store's shards are the kth of n parts, from (k, n).
-
-    Raises:
-        SidestepError: if there is no such part.
-    """
-    number, parts = part
-    if not 1 <= number <= parts:
-        most = max(parts, 1)
-        raise SidestepError(f"part {number}/{parts}: give parts as 1/{most} to {most}/{most}")
-    return slice(number - 1, None, parts)
-
-
 def store_plan(
     prior: LatentPrior,
     scenes: Sequence[Scene],
@@ -156,19 +142,29 @@ def store_plan(
     settings: InversionSettings,
     prior_name: str,
     scenes_per_shard: int,
-) -> tuple[dict[str, Any], list[list[Scene]]]:
-    """What store.json says of a store to make in `out`, and the scenes of each shard. Nothing is written.
+    part: tuple[int, int],
+) -> tuple[dict[str, Any], list[Shard]]:
+    """What store.json says of a store to make in `out`, and the shards of one part of it. Nothing is written.
+
+    Args:
+        prior, scenes, out, settings, prior_name, scenes_per_shard, part: as in `encode_captures`.
 
     Raises:
-        SidestepError: if t* is not the prior's, two scenes have one id, or `out` holds another store.
+        SidestepError: if there is no such part, t* is not the prior's, two scenes have one id, or `out` holds another
+            store.
     """
+    number, parts = part
+    if not 1 <= number <= parts:
+        most = max(parts, 1)
+        raise SidestepError(f"part {number}/{parts}: give parts as 1/{most} to {most}/{most}")
     if settings.t_star >= prior.num_train_timesteps:
         raise SidestepError(f"t* {settings.t_star} is outside this prior's 0 .. {prior.num_train_timesteps - 1}")
     scenes = _sorted(scenes)
+    is_path = prior_name != BUNDLED and Path(prior_name).exists()
     runs = [scenes[start : start + scenes_per_shard] for start in range(0, len(scenes), scenes_per_shard)]
     plan = {
         "format": FORMAT,
-        "prior": str(Path(prior_name).resolve()) if Path(prior_name).exists() else prior_name,
+        "prior": str(Path(prior_name).resolve()) if is_path else prior_name,
         "prior_fingerprint": prior.fingerprint(),
         "inversion": asdict(settings),
         "alpha_star": float(prior.alphas_cumprod[settings.t_star]),
@@ -176,7 +172,8 @@ def store_plan(
         "shards": [{scene.id: [frame.name for frame in scene.frames] for scene in run} for run in runs],
     }
     _refuse_stale(out, read_plan(out) or plan, plan)
-    return plan, runs
+    shards = [Shard(shard_path(out, index), tuple(run)) for index, run in enumerate(runs)]
+    return plan, shards[number - 1 :: parts]
 
 
 def make_shard(prior: LatentPrior, job: Job, shard: Shard) -> None:
@@ -185,11 +182,8 @@ def make_shard(prior: LatentPrior, job: Job, shard: Shard) -> None:
     Raises:
         SidestepError: if a photo is damaged, its latents are not finite, or the file cannot be written.
     """
-    if not is_whole(shard.file, job.digest):
-        _write(prior, job, shard)
-
-
-def _write(prior: LatentPrior, job: Job, shard: Shard) -> None:
+    if is_whole(shard.file, job.digest):
+        return
     mean, noise = _invert(prior, job, shard.frames)
     tensors, described = _describe(shard.scenes, prior.image_size)
     # One entry, because safetensors writes several in no fixed order, and a shard has fixed bytes.

@@ -18,10 +18,10 @@ from safetensors import SafetensorError, safe_open
 
 from sidestep import training
 from sidestep.captures import Frame, Scene, read_captures
-from sidestep.encoding import part_of, read_photos, store_plan
+from sidestep.encoding import read_photos, store_plan
 from sidestep.errors import SidestepError
 from sidestep.inversion import InversionSettings
-from sidestep.latents import is_whole, plan_digest, shard_path
+from sidestep.latents import is_whole, plan_digest
 from sidestep.loop import LoopConfig, Task, Training, this_process
 from sidestep.models import model_folder
 from sidestep.pretraining import PretrainConfig
@@ -106,13 +106,10 @@ def plan_encoding(
     Raises:
         SidestepError: as `encode_captures`, as far as that can be seen before.
     """
-    own = part_of(part)
-    store, runs = store_plan(prior, scenes, out, settings, prior_name, scenes_per_shard)
-    shards = list(enumerate(runs))[own]
+    store, shards = store_plan(prior, scenes, out, settings, prior_name, scenes_per_shard, part)
     digest = plan_digest(store)
-    total = sum(len(scene.frames) for _, run in shards for scene in run)
-    missing = [run for index, run in shards if not is_whole(shard_path(out, index), digest)]
-    frames = [frame for run in missing for scene in run for frame in scene.frames]
+    total = sum(len(shard.frames) for shard in shards)
+    frames = [frame for shard in shards if not is_whole(shard.file, digest) for frame in shard.frames]
     # Mean and noise in half precision, the camera's matrices and the scale in float32.
     latents = 2 * 2 * prior.latent_channels * prior.latent_size**2
     needed = len(frames) * (latents + 4 * (9 + 16 + 1))
@@ -213,7 +210,7 @@ def plan_pretraining(config: PretrainConfig) -> Plan:
     """
     first = begin(config)
     vae = first.task.model.vae
-    size = config.image_size // 2 ** (len(vae.config.encoder_block_out_channels) - 1)
+    size = config.image_size // vae.spatial_compression_ratio
     channels = vae.config.latent_channels
     pictures = {split: len(first.pictures[split]) for split in ("train", "val")}
     photographs = {split: len(first.photographs[split]) if first.photographs else 0 for split in ("train", "val")}
