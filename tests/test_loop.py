@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import sidestep.loop
-from sidestep.config import settings
+from sidestep.config import load_config, settings
 from sidestep.errors import SidestepError
 from sidestep.loop import LoopConfig, fit, one_cycle
 
@@ -296,6 +296,22 @@ def test_what_accelerate_is_set_to_and_the_loop_does_not_do_is_refused(tmp_path,
     assert not (tmp_path / "run").exists()
     monkeypatch.setenv(variable, "1" if value == "4" else "false")  # as the launcher says no
     fit(LineTask(), config(steps=1), tmp_path / "run")
+
+
+def test_a_network_that_accelerate_compiles_has_the_checkpoint_of_one_that_is_not(tmp_path, monkeypatch):
+    fit(LineTask(), config(steps=2), tmp_path / "plain")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "eager")
+    fit(LineTask(), config(steps=1), tmp_path / "compiled")
+    fit(LineTask(), config(steps=2), tmp_path / "compiled")
+    plain, compiled = (load_file(tmp_path / run / "checkpoint.safetensors") for run in ("plain", "compiled"))
+    assert plain.keys() == compiled.keys()
+
+
+@pytest.mark.parametrize("override", ["steps=-1", "batch_size=0", "save_every=0", "sample_every=0", "learning_rate=-1"])
+def test_numbers_that_no_run_can_have_are_refused(tmp_path, override):
+    (tmp_path / "loop.yaml").write_text("steps: 3")
+    with pytest.raises(SidestepError, match=rf"setting '{override.split('=')[0]}': Input should be greater than"):
+        load_config(LoopConfig, tmp_path / "loop.yaml", [override])
 
 
 def damaged(path, how: str) -> None:

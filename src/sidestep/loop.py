@@ -7,18 +7,13 @@ taken up, and what was logged after it is taken back.
 """
 
 import ctypes
-import json
-import logging
 import math
 import os
-import subprocess
 import sys
-import time
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from threading import Lock
@@ -31,21 +26,20 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, parse_flag_from_env
 from diffusers.training_utils import EMAModel
 from PIL import Image
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError, safe_open
 
 from sidestep.checksums import are_intact, without_checksums
-from sidestep.config import load_config, save_config, settings
+from sidestep.config import settings
 from sidestep.devices import choose_device, memory_format, network_dtype
 from sidestep.errors import SidestepError
-from sidestep.files import alone, atomic_path, make_folder, save_tensors, sweep, writing
-
-logger = logging.getLogger(__name__)
+from sidestep.files import alone, make_folder, save_tensors
+from sidestep.run_folder import begin_run, has_validation
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's names
-SCALER = (
-    "scaler"  # of fp16: the loss scale, its steps without overflow, and the optimiser's steps that were not skipped
-)
+# Of fp16: the loss scale, its steps without overflow, and the optimiser's steps that were not skipped.
+SCALER = "scaler"
 # How accelerate may have spread the processes; the variables by which its launcher asks for other ways.
 KINDS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 OTHERS = {
@@ -76,17 +70,17 @@ class LoopConfig:
         save_every, sample_every: steps between two checkpoints, and between two validations with pictures.
     """
 
-    steps: int
-    batch_size: int = 32
-    learning_rate: float = 1e-4
+    steps: NonNegativeInt
+    batch_size: PositiveInt = 32
+    learning_rate: NonNegativeFloat = 1e-4
     warmup: float = 0.05
-    weight_decay: float = 0.01
+    weight_decay: NonNegativeFloat = 0.01
     ema_decay: float = 0.999
     clip_norm: float = 1.0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     deterministic: bool = False
-    save_every: int = 200
-    sample_every: int = 500
+    save_every: PositiveInt = 200
+    sample_every: PositiveInt = 500
     seed: int = 0
 
 
@@ -129,7 +123,7 @@ class Training:
     """A network with its optimiser and its averaged weights, in this process and those beside it.
 
     Attributes:
-        raw: the network itself; `model` is what accelerate made of it.
+        model: what accelerate made of the task's network, to run it.
         parameters: those that are trained, by name.
         norm: of the last step's gradient, over all processes, before it was clipped.
     """
@@ -146,10 +140,10 @@ class Training:
         self.task, self.config, self.name = task, config, name
         device = this_process().device
         precision: str = config.precision
+        if precision == "auto":
+            precision = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[network_dtype(device)]
         if precision == "fp32":
             precision = "no"  # accelerate's word, which YAML reads as false
-        if precision == "auto":
-            precision = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "no"}[network_dtype(device)]
         AcceleratorState._reset_state()  # it outlives its accelerator, and two networks may differ in precision
         # The gradients live in the buckets that are exchanged, not beside them.
         buckets = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
@@ -169,16 +163,18 @@ class Training:
                 f"batch_size {config.batch_size} cannot be shared by {self.processes} processes equally"
             )
         task.model.to(memory_format=memory_format(device))
-        trained = [parameter for parameter in task.model.parameters() if parameter.requires_grad]
+        # Of the network itself: wrapped by DDP, or compiled (ACCELERATE_DYNAMO_BACKEND), it has other names for them.
+        self.parameters = {
+            name: parameter for name, parameter in task.model.named_parameters() if parameter.requires_grad
+        }
         optimizer = torch.optim.AdamW(
-            trained, lr=config.learning_rate, weight_decay=config.weight_decay, fused=device.type in ("cpu", "cuda")
+            self.parameters.values(),
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=device.type in ("cpu", "cuda"),
         )
         # DDP gives all processes the first one's weights.
         self.model, self.optimizer = self.accelerator.prepare(task.model, optimizer)
-        self.raw = self.accelerator.unwrap_model(self.model)
-        self.parameters = {
-            name: parameter for name, parameter in self.raw.named_parameters() if parameter.requires_grad
-        }
         self.ema = EMAModel(self.parameters.values(), decay=config.ema_decay, foreach=True)
         self.ema.to(self.device)
         self.norm = math.nan
@@ -254,7 +250,7 @@ class Training:
         return f"with {', '.join(names)}: lower learning_rate, or precision=fp32"
 
     def _has_loss(self, row: dict[str, torch.Tensor]) -> bool:
-        return math.isfinite(float(self.task.loss(self.raw, row)[0]))
+        return math.isfinite(float(self.task.loss(self.task.model, row)[0]))
 
     def mean(self, figures: dict[str, float]) -> dict[str, float]:
         """The figures' means over the processes, every one of which has to ask."""
@@ -266,14 +262,14 @@ class Training:
     def average(self) -> torch.nn.Module:
         """The network with its averaged weights, which take the place of the trained ones."""
         self.ema.copy_to(self.parameters.values())
-        return self.raw.eval()
+        return self.task.model.eval()
 
     @contextmanager
     def averaged(self) -> Iterator[torch.nn.Module]:
         """The network with its averaged weights, for a while."""
         self.ema.store(self.parameters.values())
         yield self.average()
-        self.raw.train()
+        self.task.model.train()
         self.ema.restore(self.parameters.values())
 
     def save(self, path: Path, step: int) -> None:
@@ -370,7 +366,7 @@ def _fit(training: Training, run: Path, experiment: Any) -> torch.nn.Module:
         )
     first = training.rank == 0
     # Killed between the checkpoint and its validation, a run has that still to do.
-    missed = first and _is_validated_at(start, config) and not _has_validation(run, start)
+    missed = first and _is_validated_at(start, config) and not has_validation(run, start)
     if start >= config.steps and not missed:
         return training.average()
     if first:
@@ -383,7 +379,7 @@ def _fit(training: Training, run: Path, experiment: Any) -> torch.nn.Module:
         closing(training.batches(start, config.steps)) as batches,
         Progress(*columns, disable=not first or not sys.stderr.isatty()) as progress,
     ):
-        log = _begin(run, experiment, start) if first else None
+        log = begin_run(run, experiment, start) if first else None
         if log and missed:
             with training.averaged() as model:
                 log.validation(start, *task.validate(model))
@@ -464,36 +460,6 @@ def _together(training: Training) -> Iterator[None]:
         raise
 
 
-def _begin(run: Path, experiment: Any, start: int) -> "_Log":
-    """Clears what a killed process has left in the run's folder."""
-    for folder in (run, run / "samples"):
-        sweep(folder)
-    if not (run / "checkpoint.safetensors").exists():
-        with atomic_path(run / "git-revision.txt") as temporary:
-            temporary.write_text(_git_revision() + "\n", encoding="utf-8")
-    if experiment is not None:
-        _name_changes(experiment, run / "config.yaml")
-        save_config(experiment, run / "config.yaml")
-    return _Log(run, start)
-
-
-def _name_changes(experiment: Any, path: Path) -> None:
-    """A run may go on under other settings (more steps, say), but not without a word."""
-    if not path.exists():
-        return
-    before, now = (_flat(asdict(config)) for config in (load_config(type(experiment), path), experiment))
-    for key, value in now.items():
-        if before.get(key) != value:
-            logger.warning("%s goes on with another %s: %s, before %s", path.parent, key, value, before.get(key))
-
-
-def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in nested.items():
-        result.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return result
-
-
 def one_cycle(progress: float, warmup: float) -> float:
     """The learning rate's share of its peak at `progress` in [0, 1]: linear up during `warmup`, then a half cosine."""
     if progress < warmup:
@@ -515,70 +481,3 @@ def keep_freed_memory() -> None:
     mallopt(mmap_max, 0)
     mallopt(trim_threshold, 2**31 - 1)
     mallopt(top_pad, 256 * 2**20)
-
-
-def _logged(run: Path) -> list[dict[str, Any]]:
-    """The whole lines of a run's metrics.jsonl; the last one that a killed process wrote may be none."""
-    path = run / "metrics.jsonl"
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            figures = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(figures, dict) and isinstance(figures.get("step"), int):
-            found.append(figures)
-    return found
-
-
-def _has_validation(run: Path, step: int) -> bool:
-    return any(line["step"] == step and any(key.startswith("validation/") for key in line) for line in _logged(run))
-
-
-class _Log:
-    """metrics.jsonl, and TensorBoard where it is installed; what they tell of steps after `start` is taken back."""
-
-    def __init__(self, run: Path, start: int) -> None:
-        self.run, self.path = run, run / "metrics.jsonl"
-        self.started = time.monotonic()
-        if self.path.exists():
-            kept = "".join(f"{json.dumps(line)}\n" for line in _logged(run) if line["step"] <= start)
-            if kept != self.path.read_text(encoding="utf-8"):
-                with atomic_path(self.path) as temporary:
-                    temporary.write_text(kept, encoding="utf-8")
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            self.board = None
-        else:
-            self.board = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1 if start else None)
-
-    def write(self, step: int, figures: dict[str, float]) -> None:
-        line = {"step": step, "seconds": round(time.monotonic() - self.started, 1), **figures}
-        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        if self.board:
-            with writing(self.run / "tensorboard"):
-                for name, value in figures.items():
-                    self.board.add_scalar(name, value, step)
-
-    def validation(self, step: int, figures: dict[str, float], picture: Image.Image | None) -> None:
-        if picture is not None:
-            with atomic_path(self.run / "samples" / f"{step:07d}.png") as temporary:
-                picture.save(temporary)
-        self.write(step, {f"validation/{name}": value for name, value in figures.items()})
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        logger.info("%s: step %d: %s", self.run.name, step, shown)
-
-
-def _git_revision() -> str:
-    """The revision of the code that runs, or "unknown" outside a checkout of it."""
-    here = Path(__file__)
-    git = ["git", "-C", str(here.parent)]
-    try:
-        # An installed package may lie in somebody else's repository, whose revision says nothing.
-        subprocess.run([*git, "ls-files", "--error-unmatch", here.name], capture_output=True, check=True)
-        told = subprocess.run([*git, "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return told.stdout.strip()

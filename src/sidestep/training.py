@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor
 
 from sidestep.cameras import Camera
@@ -58,10 +59,9 @@ class TrainConfig(LoopConfig):
 
     latents: Path = Path("data/latents")
     out: Path = Path("runs/tunet")
-    steps: int = 0
-    epochs: int = 0
-    batch_size: int = 32
-    learning_rate: float = 1e-5
+    steps: NonNegativeInt = 0
+    epochs: NonNegativeInt = 0
+    learning_rate: NonNegativeFloat = 1e-5
     size: Literal["paper", "small"] = "paper"
     tunet: dict[str, Any] = field(default_factory=dict)
     pairs: Literal["paper", "any", "forward"] = "paper"

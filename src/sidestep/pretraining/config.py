@@ -4,6 +4,8 @@ from dataclasses import field
 from pathlib import Path
 from typing import Literal
 
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+
 from sidestep.config import settings
 from sidestep.loop import LoopConfig
 
@@ -24,11 +26,11 @@ class AutoencoderConfig(LoopConfig):
             does without, and without the packages that it needs.
     """
 
-    steps: int = 1000
-    batch_size: int = 16
-    learning_rate: float = 1.5e-3
-    save_every: int = 50
-    sample_every: int = 200
+    steps: NonNegativeInt = 1000
+    batch_size: PositiveInt = 16
+    learning_rate: NonNegativeFloat = 1.5e-3
+    save_every: PositiveInt = 50
+    sample_every: PositiveInt = 200
     ema_decay: float = 0.995
     train: Literal["all", "decoder"] = "all"
     crop: int = 128
@@ -53,9 +55,9 @@ class UNetConfig(LoopConfig):
             signal-to-noise ratio up to this value (min-SNR, Hang et al. 2023; they use 5). None weighs all alike.
     """
 
-    steps: int = 3000
-    batch_size: int = 16
-    learning_rate: float = 5e-4
+    steps: NonNegativeInt = 3000
+    batch_size: PositiveInt = 16
+    learning_rate: NonNegativeFloat = 5e-4
     channels: tuple[int, ...] = (64, 128, 192)
     attention: tuple[bool, ...] = (False, True, True)
     layers_per_block: int = 2
