@@ -71,14 +71,14 @@ def load_file(path: str, config: str | None, prediction_type: str | None, hub: M
     prediction_type = prediction_type or _marked_prediction(weights, said)
     if config is not None:
         folder = _config_folder(config, hub)
-        return _convert(path, weights, folder, folder, prediction_type)
+        return _convert(path, weights, folder, prediction_type)
     layout = _layout(path, weights, prediction_type)
     with TemporaryDirectory() as folder:
         for part, settings in layout.items():
             (Path(folder) / part).mkdir()
             name = "scheduler_config.json" if part == "scheduler" else "config.json"
             (Path(folder) / part / name).write_text(json.dumps(settings), encoding="utf-8")
-        return _convert(path, weights, folder, None, prediction_type)
+        return _convert(path, weights, folder, prediction_type)
 
 
 def _config_folder(config: str, hub: Mapping[str, Any]) -> str:
@@ -92,10 +92,8 @@ def _config_folder(config: str, hub: Mapping[str, Any]) -> str:
     return found
 
 
-def _convert(
-    path: str, weights: dict[str, Tensor], folder: str, tokenizers: str | None, prediction_type: str | None
-) -> dict[str, Any]:
-    """The parts, built as the configs in `folder` say, with the tokenizers of `tokenizers`."""
+def _convert(path: str, weights: dict[str, Tensor], folder: str, prediction_type: str | None) -> dict[str, Any]:
+    """The parts, built as the configs in `folder` say, with its tokenizers if it has them."""
     schedule = load_schedule(folder, {})
     if prediction_type is not None:
         schedule["prediction_type"] = prediction_type
@@ -110,7 +108,7 @@ def _convert(
     if not attends_to_prompt(unet):
         return parts
     suffixes = text_suffixes(unet)
-    reads = tokenizers is not None and all((Path(tokenizers) / f"tokenizer{suffix}").is_dir() for suffix in suffixes)
+    reads = all((Path(folder) / f"tokenizer{suffix}").is_dir() for suffix in suffixes)
     if len(suffixes) > 1 and not reads:
         return parts  # SDXL's empty prompt is zeros, so its encoders would be converted for nothing
     readers = []
@@ -118,8 +116,8 @@ def _convert(
         if not any(key.startswith(TEXT[suffix]) for key in weights):
             continue
         encoder = _text_encoder(path, weights, folder, f"text_encoder{suffix}")
-        if tokenizers is not None and reads:
-            reader = encoder, _tokenizer(tokenizers, suffix, encoder)
+        if reads:
+            reader = encoder, load_tokenizer(folder, suffix, encoder.config, {})
             parts[f"text_encoder{suffix}"], parts[f"tokenizer{suffix}"] = reader
             readers.append(reader)
         else:
@@ -221,16 +219,6 @@ def _text_encoder(path: str, weights: dict[str, Tensor], folder: str, part: str)
     if any(weight.is_meta for weight in found.parameters()):
         raise SidestepError(f"{path}: some of the {part}'s weights are missing")
     return found
-
-
-def _tokenizer(folder: str, suffix: str, encoder: Any) -> Any:
-    """The tokenizer of a text encoder."""
-    try:
-        return load_tokenizer(folder, suffix, encoder.config, {})
-    except SidestepError:
-        raise
-    except Exception as error:  # the tokenizers library raises nothing narrower
-        raise unreadable(f"{folder}/tokenizer{suffix}", error) from error
 
 
 @torch.no_grad()

@@ -32,22 +32,20 @@ USUAL_PARTS = frozenset({"vae", "unet", "scheduler", "text_encoder", "tokenizer"
 _MOST_LAYERS, _MOST_BLOCKS, _MOST_STEPS = 256, 64, 100_000
 
 
-def load_folder(
-    folder: str, variant: str | None, hub: Mapping[str, Any], dtype: torch.dtype = torch.float32
-) -> dict[str, Any]:
+def load_folder(folder: str, variant: str | None, hub: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     """The arguments of `LatentPrior`.
 
     Args:
         folder: a folder, or the id of a repository on the hub.
-        dtype: of the autoencoder and the U-Net; the other parts are float32.
         variant: of the weights' files, such as "fp16".
         hub: `revision`, `cache_dir`, `local_files_only`, `token`, as in diffusers.
+        dtype: of the autoencoder and the U-Net; the other parts are float32.
 
     Raises:
         SidestepError: if a part is missing, unreadable, not in safetensors, not what its SHA256SUMS says, or not
             supported.
     """
-    refuse_links_out(folder)
+    _refuse_links_out(folder)
     index = read_index(folder, hub)
     if index.get("requires_aesthetics_score"):
         raise SidestepError(f"{folder}: SDXL's refiner, which only goes on from its base model; use the base model")
@@ -66,7 +64,7 @@ def load_folder(
     readers = []
     for suffix in text_suffixes(unet):
         if f"text_encoder{suffix}" in names:
-            reader = load_text(folder, suffix, variant, hub)
+            reader = _load_text(folder, suffix, variant, hub)
             parts[f"text_encoder{suffix}"], parts[f"tokenizer{suffix}"] = reader
             readers.append(reader)
     parts.setdefault("empty_prompt", encoded_empty(unet, index, readers))
@@ -113,7 +111,7 @@ def load_schedule(folder: str, hub: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
-def load_text(folder: str, suffix: str, variant: str | None, hub: Mapping[str, Any]) -> tuple[Any, Any]:
+def _load_text(folder: str, suffix: str, variant: str | None, hub: Mapping[str, Any]) -> tuple[Any, Any]:
     """(text encoder, tokenizer) of a folder, by transformers, in float32.
 
     Args:
@@ -138,25 +136,30 @@ def load_text(folder: str, suffix: str, variant: str | None, hub: Mapping[str, A
         if found["missing_keys"]:
             # transformers fills them with random numbers, and says so only in its log.
             raise ValueError(f"{len(found['missing_keys'])} of the text encoder's weights are missing")
-        return encoder.float(), load_tokenizer(folder, suffix, config, hub)
-    except SidestepError:
-        raise
-    except Exception as error:  # the tokenizers library raises nothing narrower
-        raise unreadable(f"{folder}/{name} or tokenizer{suffix}", error) from error
+    except Exception as error:  # a config of a stranger's fails in many ways
+        raise unreadable(f"{folder}/{name}", error) from error
+    return encoder.float(), load_tokenizer(folder, suffix, config, hub)
 
 
 def load_tokenizer(folder: str, suffix: str, config: Any, hub: Mapping[str, Any]) -> Any:
     """The tokenizer of the text encoder that has the config. Not told it, transformers would ask the hub for one.
 
+    Args:
+        suffix: of its name, "" or "_2".
+
     Raises:
-        ValueError: if it knows too few; whatever else transformers and the tokenizers library raise.
+        SidestepError: if it is missing or damaged, or knows too few tokens.
     """
-    tokenizer = import_transformers().AutoTokenizer.from_pretrained(
-        folder, subfolder=f"tokenizer{suffix}", config=config, trust_remote_code=False, **hub
-    )
-    if 2 * len(tokenizer) < config.vocab_size:
-        # Where its files are missing, transformers makes one that knows no word. Padding does not double a size.
-        raise ValueError(f"the tokenizer knows {len(tokenizer)} tokens, the text encoder {config.vocab_size}")
+    name, transformers = f"tokenizer{suffix}", import_transformers()
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            folder, subfolder=name, config=config, trust_remote_code=False, **hub
+        )
+        if 2 * len(tokenizer) < config.vocab_size:
+            # Where its files are missing, transformers makes one that knows no word. Padding does not double a size.
+            raise ValueError(f"the tokenizer knows {len(tokenizer)} tokens, the text encoder {config.vocab_size}")
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        raise unreadable(f"{folder}/{name}", error) from error
     return tokenizer
 
 
@@ -215,7 +218,7 @@ def refuse_huge(config: Mapping[str, Any]) -> None:
             raise ValueError(f"{key} is {str(value)[:40]}, more than any network has")
 
 
-def refuse_links_out(folder: str | Path) -> None:
+def _refuse_links_out(folder: str) -> None:
     """Refuses a model's folder a file of which is a link out of it: where it is handed on, so would that file be.
 
     Raises:
