@@ -32,7 +32,7 @@ def caption(photo: Image.Image | str | Path, model: str | Path = BLIP, device: s
     """
     image = ImageOps.exif_transpose(photo) if isinstance(photo, Image.Image) else load_image(photo)
     square = resize_and_crop(image.convert("RGB"), min(image.size))
-    place = choose_device(None if device is None else str(device))
+    place = choose_device(device)
     processor, blip = _load(str(model))
     pixels = processor(images=square, return_tensors="pt").pixel_values.to(place)
     tokens = blip.to(place).generate(pixels, num_beams=3, max_new_tokens=20, do_sample=False)

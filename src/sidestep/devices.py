@@ -10,7 +10,7 @@ from sidestep.errors import SidestepError
 LARGE = 2**28
 
 
-def choose_device(name: str | None = None) -> torch.device:
+def choose_device(name: str | torch.device | None = None) -> torch.device:
     """The named device, or the best one present: cuda, then mps, then cpu.
 
     Raises:
@@ -22,7 +22,7 @@ def choose_device(name: str | None = None) -> torch.device:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             reason = str(error).splitlines()[0]
-            raise SidestepError(f"device {name!r} cannot be used here ({reason}); try cpu, cuda or mps") from None
+            raise SidestepError(f"device {str(name)!r} cannot be used here ({reason}); try cpu, cuda or mps") from None
         return device
     if torch.cuda.is_available():
         return torch.device("cuda")

@@ -10,13 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderDC,
-    AutoencoderKL,
-    DDPMScheduler,
-    ModelMixin,
-    UNet2DConditionModel,
-)
+from diffusers import AutoencoderDC, AutoencoderKL, ModelMixin, UNet2DConditionModel
 from torch import Tensor
 
 from sidestep.devices import choose_device, execution_device, hold_in_half, memory_format, network_dtype
@@ -24,29 +18,12 @@ from sidestep.errors import SidestepError
 from sidestep.files import atomic_path, sweep
 from sidestep.models.sums import SUMS, check_sums, write_sums
 from sidestep.prior_file import is_file, load_file
-from sidestep.prior_folder import (
-    AUTOENCODERS,
-    TEXT_PARTS,
-    UNETS,
-    attends_to_prompt,
-    load_folder,
-    takes_pooled,
-    text_suffixes,
-)
+from sidestep.prior_folder import TEXT_PARTS, attends_to_prompt, load_folder, takes_pooled, text_suffixes
+from sidestep.prior_parts import SCHEDULE_FIELDS, check_widths, latent_shape, plain, pooled_width, read_schedule
 from sidestep.prompts import EmptyPrompt, PromptEmbeds, Readers, encode_prompts
 
 # The subfolders of a prior in diffusers' layout; but for the first three only where the U-Net attends to a prompt.
 PARTS = ("vae", "unet", "scheduler", *TEXT_PARTS, "empty_prompt")
-
-# All that is read of a scheduler's config: no clipping, no thresholding, no offset, no spacing.
-SCHEDULE_FIELDS = (
-    "num_train_timesteps",
-    "beta_start",
-    "beta_end",
-    "beta_schedule",
-    "trained_betas",
-    "rescale_betas_zero_snr",
-)
 
 # alphas_cumprod of Stable Diffusion's schedule at the paper's t* = 600 (0.16078; at 601 it is 0.15982).
 ALPHA_AT_T_STAR = 0.1608
@@ -65,21 +42,10 @@ NO_EMPTY_PROMPT = (
     "writes a folder that needs neither"
 )
 
-# How SDXL is told a picture's size, in numbers: its own height and width, where it was cropped, and what is wanted.
-SIZE_NUMBERS = 6
 # What an autoencoder on a CPU is given at once: one picture of 512x512, four of 256x256.
 CPU_PIXELS = 2**18
 # Tokens of a prompt of CLIP's, where no text encoder is there to tell.
 PROMPT_LENGTH = 77
-
-# Settings of a U-Net that is told more than a prompt: classes, images, the guidance that it was distilled with.
-CONDITIONS = (
-    "num_class_embeds",
-    "class_embed_type",
-    "addition_embed_type",
-    "encoder_hid_dim_type",
-    "time_cond_proj_dim",
-)
 
 # Weights that pictures made of latents depend on, and no latent does.
 AFTER_LATENTS = ("decoder.", "post_quant_conv.", "quantize.")
@@ -152,25 +118,26 @@ class LatentPrior(torch.nn.Module):
         self.tokenizer = tokenizer
         self.text_encoder_2: Any = text_encoder_2
         self.tokenizer_2 = tokenizer_2
-        self.scheduler = _read_schedule(scheduler)
+        self.scheduler = read_schedule(scheduler)
         self.prediction_type: str = self.scheduler.config.prediction_type
         self.alphas_cumprod = (1 - self.scheduler.betas.double()).cumprod(0)
         self.num_train_timesteps = len(self.alphas_cumprod)
         self._timesteps = torch.arange(self.num_train_timesteps)
-        self.latent_channels, self.latent_size, self.scale = _fit(self.vae, self.unet)
+        self.latent_channels, self.latent_size, self.scale = latent_shape(self.vae, self.unet)
         self.image_size = self.latent_size * self.scale
         # Of the photo, of its crop's corner and of the picture that is wanted: what SDXL's U-Net is told.
         self._sizes = torch.tensor([[self.image_size, self.image_size, 0, 0, self.image_size, self.image_size]])
-        self.needs_prompt = attends_to_prompt(_plain(unet))
+        self.needs_prompt = attends_to_prompt(plain(unet))
         self.reads_text = self.needs_prompt and bool(self._readers())
         self.empty_prompt: EmptyPrompt | None = empty_prompt
         if self.needs_prompt and empty_prompt is None:
-            if takes_pooled(_plain(unet)):
+            if takes_pooled(plain(unet)):
                 self.empty_prompt = self._zeros()
             elif not self.reads_text:
                 # Zeros in place of the empty prompt's embedding would run, and quietly be another network.
                 raise SidestepError(NO_EMPTY_PROMPT)
-        self._check_widths()
+        if self.needs_prompt:
+            check_widths(unet, self.empty_prompt, [encoder for encoder, _ in self._readers()])
         self._empty_embeds: PromptEmbeds | None = None
         self._fingerprint: str | None = None
         self.requires_grad_(False)
@@ -210,7 +177,7 @@ class LatentPrior(torch.nn.Module):
         Raises:
             SidestepError: if a part is missing, unreadable, not in safetensors, or not supported.
         """
-        place = choose_device(None if device is None else str(device))
+        place = choose_device(device)
         held = dtype or network_dtype(place)
         name = str(path)
         if is_file(name):
@@ -384,8 +351,8 @@ class LatentPrior(torch.nn.Module):
         if self._fingerprint is None:
             schedule = [self.scheduler.config[key] for key in SCHEDULE_FIELDS]
             digest = hashlib.sha256(json.dumps([schedule, self.prediction_type]).encode())
-            vae = _plain(self.vae)
-            for network in (vae, _plain(self.unet)):
+            vae = plain(self.vae)
+            for network in (vae, plain(self.unet)):
                 settings = {key: network.config.get(key) for key in FINGERPRINT_FIELDS}
                 if network is vae:
                     settings["sample_size"] = None  # of its training; it encodes pictures of any size
@@ -415,7 +382,7 @@ class LatentPrior(torch.nn.Module):
     def _encode(self, images: Tensor) -> Tensor:
         """The autoencoder's own code of pictures, float32."""
         encoded = self.vae.encode(images.to(execution_device(self.vae), self.vae.dtype))
-        vae = _plain(self.vae)
+        vae = plain(self.vae)
         if isinstance(vae, AutoencoderKL):
             return encoded.latent_dist.mode().float()
         if isinstance(vae, AutoencoderDC):
@@ -429,47 +396,22 @@ class LatentPrior(torch.nn.Module):
 
     def _upcast_vae(self) -> None:
         """From its first use an autoencoder that overflows in float16 stays in float32, as its config asks for."""
-        if self.vae.dtype == torch.float16 and _plain(self.vae).config.get("force_upcast"):
+        if self.vae.dtype == torch.float16 and plain(self.vae).config.get("force_upcast"):
             self.vae.float()
 
     def _readers(self) -> Readers:
         """Text encoders with their tokenizers, all that the U-Net needs or none."""
         pairs = [
             (getattr(self, f"text_encoder{suffix}"), getattr(self, f"tokenizer{suffix}"))
-            for suffix in text_suffixes(_plain(self.unet))
+            for suffix in text_suffixes(plain(self.unet))
         ]
         return [] if any(part is None for pair in pairs for part in pair) else pairs
 
     def _zeros(self) -> EmptyPrompt:
         """The empty prompt of SDXL, which was trained to be told nothing by zeros."""
-        config = _plain(self.unet).config
+        config = plain(self.unet).config
         lengths = [encoder.config.max_position_embeddings for encoder, _ in self._readers()]
-        return EmptyPrompt(min(lengths, default=PROMPT_LENGTH), config.cross_attention_dim, self._pooled_width())
-
-    def _pooled_width(self) -> int:
-        """Of the one vector that a prompt is told to SDXL's U-Net by, beside the sizes."""
-        config = _plain(self.unet).config
-        width: int = config.projection_class_embeddings_input_dim - SIZE_NUMBERS * config.addition_time_embed_dim
-        return width
-
-    def _check_widths(self) -> None:
-        """Refuses text parts that belong to another U-Net, before torch would, in its own words."""
-        wanted = _plain(self.unet).config.get("cross_attention_dim")
-        if not self.needs_prompt or not isinstance(wanted, int):
-            return
-        if self.empty_prompt is not None:
-            _refuse_width("empty prompt's", [self.empty_prompt.config.width], wanted)
-            if takes_pooled(_plain(self.unet)):
-                _refuse_width(
-                    "empty prompt's pooled", [self.empty_prompt.config.pooled_width or 0], self._pooled_width()
-                )
-        if self.reads_text:
-            encoders = [encoder for encoder, _ in self._readers()]
-            _refuse_width("text encoder's", [encoder.config.hidden_size for encoder in encoders], wanted)
-            if takes_pooled(_plain(self.unet)):
-                projection = getattr(encoders[-1], "text_projection", None)
-                width = 0 if projection is None else encoders[-1].config.projection_dim
-                _refuse_width("second text encoder's pooled", [width], self._pooled_width())
+        return EmptyPrompt(min(lengths, default=PROMPT_LENGTH), config.cross_attention_dim, pooled_width(self.unet))
 
     def _empty(self) -> PromptEmbeds:
         if self.empty_prompt is not None:
@@ -492,7 +434,7 @@ class LatentPrior(torch.nn.Module):
                     "text_embeds": embeds.pooled,
                     "time_ids": self._sizes.expand(len(latents), -1),
                 }
-        elif isinstance(_plain(self.unet), UNet2DConditionModel):
+        elif isinstance(plain(self.unet), UNet2DConditionModel):
             told["encoder_hidden_states"] = None
         self._timesteps = self._timesteps.to(inputs.device)
         # A tensor that is already there: a number would be copied there each time, and be compiled for each time.
@@ -544,66 +486,6 @@ def refuse_foreign(folder: str | Path, parts: Mapping[str, Any]) -> None:
 
 def forget_path(part: Any) -> None:
     """Takes where a network was loaded from out of its config: a path on this machine, of no use on another."""
-    part = _plain(part)
+    part = plain(part)
     if isinstance(part, ModelMixin) and "_name_or_path" in part.config:
         part.register_to_config(_name_or_path="")
-
-
-def _read_schedule(scheduler: Any) -> DDPMScheduler:
-    """The betas and the prediction type of a scheduler or its config, and nothing else of it."""
-    config: Mapping[str, Any] = getattr(scheduler, "config", scheduler)
-    if config.get("beta_schedule") is None and config.get("trained_betas") is None:
-        name = config.get("_class_name", type(scheduler).__name__)
-        raise SidestepError(f"scheduler {name} has no betas; Sidestep needs a DDPM-like noise schedule")
-    prediction_type = config.get("prediction_type", "epsilon")
-    if prediction_type not in ("epsilon", "v_prediction"):
-        raise SidestepError(f"prediction type {prediction_type!r} is not supported; use epsilon or v_prediction")
-    fields = {key: config[key] for key in SCHEDULE_FIELDS if key in config}
-    if fields.get("trained_betas") is not None:
-        fields["trained_betas"] = [float(beta) for beta in fields["trained_betas"]]
-        fields["num_train_timesteps"] = len(fields["trained_betas"])
-    try:
-        return DDPMScheduler(**fields, prediction_type=prediction_type, clip_sample=False)
-    except NotImplementedError as error:
-        raise SidestepError(f"beta schedule {config.get('beta_schedule')!r} is not known to diffusers") from error
-
-
-def _plain(network: Any) -> Any:
-    """The network itself where it came from torch.compile, which wraps it in a class of its own."""
-    return getattr(network, "_orig_mod", network)
-
-
-def _refuse_width(part: str, widths: Sequence[int], wanted: int) -> None:
-    if sum(widths) != wanted:
-        raise SidestepError(
-            f"the {part} embeddings are {sum(widths)} wide but the U-Net takes {wanted}; they do not belong together"
-        )
-
-
-def _fit(vae: Any, unet: Any) -> tuple[int, int, int]:
-    """(latent channels, latent size, pixels per latent); refuses parts that do not belong together."""
-    vae, unet = _plain(vae), _plain(unet)
-    if type(vae).__name__ not in AUTOENCODERS:
-        raise SidestepError(f"autoencoder {type(vae).__name__} is not supported; use one of {', '.join(AUTOENCODERS)}")
-    if type(unet).__name__ not in UNETS:
-        raise SidestepError(f"network {type(unet).__name__} is not supported; use one of {', '.join(UNETS)}")
-    channels = vae.config.get("vq_embed_dim") or vae.config.latent_channels
-    if unet.config.in_channels != channels or unet.config.out_channels != channels:
-        raise SidestepError(
-            f"the autoencoder's latents have {channels} channels but the U-Net takes {unet.config.in_channels} "
-            f"and gives {unet.config.out_channels}; they do not belong together"
-        )
-    for extra in CONDITIONS:
-        if unet.config.get(extra) is not None and not (extra == "addition_embed_type" and takes_pooled(unet)):
-            raise SidestepError(f"the U-Net is conditioned by {extra}={unet.config[extra]!r}, which is not supported")
-    if vae.config.get("latents_mean") is not None or vae.config.get("latents_std") is not None:
-        raise SidestepError(
-            "the autoencoder's latents are shifted and scaled channel by channel, which is not supported"
-        )
-    size = unet.config.sample_size
-    height, width = size if isinstance(size, list | tuple) else (size, size)
-    divisor = 2 ** (len(unet.config.block_out_channels) - 1)
-    if not isinstance(height, int) or height != width or height % divisor:
-        raise SidestepError(f"the U-Net's sample_size is {size}; it must be one number divisible by {divisor}")
-    stages = vae.config.get("encoder_block_out_channels") or vae.config.block_out_channels
-    return channels, height, 2 ** (len(stages) - 1)
