@@ -116,8 +116,8 @@ class AutoencoderTask:
 
     def collate(self, samples: list[Any]) -> dict[str, Tensor]:
         crop = self.config.autoencoder.crop
-        vae = self.model.vae.config
-        side = crop // 2 ** (len(vae.encoder_block_out_channels) - 1)
+        vae = self.model.vae
+        side = crop // vae.spatial_compression_ratio
         images, noises = [], []
         for index, size, down, across, mirrored, _, seed in samples:
             image = open_picture(self.pictures[index])
@@ -127,7 +127,7 @@ class AutoencoderTask:
             images.append(tensor.flip(-1) if mirrored else tensor)
             own = torch.Generator().manual_seed(seed)
             deviation = self.config.autoencoder.latent_noise * torch.rand(1, generator=own)
-            noises.append(deviation * torch.randn(vae.latent_channels, side, side, generator=own))
+            noises.append(deviation * torch.randn(vae.config.latent_channels, side, side, generator=own))
         flipped = torch.tensor([sample.flipped for sample in samples])
         return {"images": torch.stack(images), "noise": torch.stack(noises), "flipped": flipped}
 
@@ -142,7 +142,7 @@ class AutoencoderTask:
         error = F.l1_loss(reconstruction, target) + F.mse_loss(reconstruction, target)
         # Edges outweigh hues in an error of pixels, so that an axis of colour can stay unlearned: hues count on their
         # own, averaged over a latent's cell.
-        hues = F.avg_pool2d(reconstruction - target, 2 ** (len(self.config.autoencoder.channels) - 1))
+        hues = F.avg_pool2d(reconstruction - target, self.model.vae.spatial_compression_ratio)
         hues = hues - hues.mean(dim=1, keepdim=True)
         own = self.config.autoencoder
         error = error + own.colour_weight * hues.abs().mean()

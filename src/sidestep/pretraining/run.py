@@ -51,7 +51,7 @@ def pretrain(config: PretrainConfig) -> Path:
     if initial and kept and config.unet.steps == 0 and not (config.out / "unet").exists():
         prior = initial  # whose decoder has been trained where it is
     else:
-        latent_size = config.image_size // 2 ** (len(vae.config.encoder_block_out_channels) - 1)
+        latent_size = config.image_size // vae.spatial_compression_ratio
         torch.manual_seed(config.unet.seed)
         unet = initial.unet if initial else build_unet(config.unet, latent_size, vae.config.latent_channels)
         factor = vae.config.scaling_factor if kept else None

@@ -87,10 +87,12 @@ class UNetTask:
     def draw(self, step: int) -> list[Any]:
         unet = self.config.unet
         rng = np.random.default_rng((unet.seed, step))
-        size, last = unet.batch_size, NUM_TIMESTEPS
+        size = unet.batch_size
         indices = rng.integers(self.captured, size=size)
         low = rng.random(size) < unet.low_share
-        timesteps = np.where(low, rng.integers(unet.t_low, size=size), rng.integers(unet.t_low, last, size=size))
+        timesteps = np.where(
+            low, rng.integers(unet.t_low, size=size), rng.integers(unet.t_low, NUM_TIMESTEPS, size=size)
+        )
         mirrored = rng.random(size) < 0.5
         if self.captured < len(self.train):
             photographs = rng.integers(self.captured, len(self.train), size=size)
@@ -159,7 +161,7 @@ class UNetTask:
             figures[f"round_trip_psnr{kind}"] = float(psnr(decoded[0], decoded[2]).mean())
             rows += decoded
         noise = torch.randn(clean.shape, generator=generator).to(device)
-        rows.append(prior.decode(sample(prior, noise, inversion_grid(999, 25))))
+        rows.append(prior.decode(sample(prior, noise, inversion_grid(NUM_TIMESTEPS - 1, 25))))
         return figures, to_image(sheet(rows))
 
     def _errors(self, model: torch.nn.Module, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
