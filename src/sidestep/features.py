@@ -15,8 +15,6 @@ from torch.nn import functional
 from sidestep.errors import SidestepError
 
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-CLASSES = 1000
-POOLED = 1280
 
 _INPUT_SIZE = 224
 # The last block at each resolution: a half, a quarter, ... a 32nd of the picture's.

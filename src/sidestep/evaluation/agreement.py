@@ -18,12 +18,13 @@ from sidestep.evaluation.maps import load_depth
 from sidestep.evaluation.results import Figure
 
 AGREEMENT = Figure("agreement", "Agreement (dB)", "higher", 2, diagnostic=True)
-TOLERANCE = 0.1  # of pictures in [-1, 1]: what shading and rounding may change between two photos of one point
+# How far two photos' colours of one point may differ by shading and rounding: mean over the channels, of [-1, 1].
+TOLERANCE = 0.1
 
 Pixels = tuple[Tensor, Tensor]
 
 
-def shared_points(points: Tensor, cameras: Camera, photos: Tensor, tolerance: float = TOLERANCE) -> Pixels:
+def shared_points(points: Tensor, cameras: Camera, photos: Tensor) -> Pixels:
     """Where points that both of two photos show lie in each.
 
     A point counts if it falls inside both and the photos agree on its colour: one that something hides in one of the
@@ -33,7 +34,6 @@ def shared_points(points: Tensor, cameras: Camera, photos: Tensor, tolerance: fl
         points: (N, 3), in the cameras' world.
         cameras: two, batched, of the photos' size.
         photos: (2, 3, H, W) in [-1, 1], the true ones.
-        tolerance: the largest mean absolute difference over the three channels that counts as the same colour.
 
     Returns:
         Pixels in the first and in the second, (M, 2) each; M may be 0.
@@ -41,7 +41,7 @@ def shared_points(points: Tensor, cameras: Camera, photos: Tensor, tolerance: fl
     pixels, depth = cameras.project(points)
     inside = (depth > 0) & (pixels >= 0.5).all(-1) & (pixels <= pixels.new_tensor(photos.shape[:1:-1]) - 0.5).all(-1)
     kept = pixels[:, inside.all(0)]
-    same = (colours(photos[0], kept[0]) - colours(photos[1], kept[1])).abs().mean(-1) <= tolerance
+    same = (colours(photos[0], kept[0]) - colours(photos[1], kept[1])).abs().mean(-1) <= TOLERANCE
     return kept[0, same], kept[1, same]
 
 

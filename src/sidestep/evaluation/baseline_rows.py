@@ -86,5 +86,5 @@ def _warped(row: Row, pair: PairOfFrames, photo: Tensor, depth: Tensor | None) -
     if row == POINTS:
         if points is None or not len(points):
             return None
-        return point_warp(photo[None], reference[None], target[None], points, plane)[0]
-    return None if plane is None else floor_homography(photo[None], reference[None], target[None], plane)[0]
+        return point_warp(photo[None], reference, target, points, plane)[0]
+    return None if plane is None else floor_homography(photo[None], reference, target, plane)[0]

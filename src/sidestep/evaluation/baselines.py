@@ -94,26 +94,25 @@ def floor_plane(cameras: Camera, points: Tensor | None) -> Tensor | None:
     return torch.cat([up, height[None]]).float()
 
 
-def floor_homography(images: Tensor, reference: Camera, target: Camera, plane: Tensor) -> Tensor:
-    """References as their targets would see them if all that they show lay on the floor.
+def floor_homography(image: Tensor, reference: Camera, target: Camera, plane: Tensor) -> Tensor:
+    """A reference as its target would see it if all that it shows lay on the floor.
 
     Target pixels above the floor's horizon show what is infinitely far; those whose place the reference's picture
     does not hold, the pixel of its border that is nearest.
 
     Args:
-        images: (B, 3, S, S).
-        reference: B cameras of S × S pixels.
-        target: likewise, in the same world.
-        plane: (4,), or (B, 4) where the pairs' scenes differ, as from `floor_plane`.
+        image: (1, 3, S, S).
+        reference, target: single cameras of S × S pixels, in one world.
+        plane: (4,), as from `floor_plane`.
 
     Returns:
-        (B, 3, S, S).
+        (1, 3, S, S).
     """
-    return sampled(images, _places(reference, target, _floor_nearness(target, plane))[0])
+    return sampled(image, _places(reference, target, _floor_nearness(target, plane))[0][None])
 
 
-def point_warp(images: Tensor, reference: Camera, target: Camera, points: Tensor, plane: Tensor | None) -> Tensor:
-    """References as their targets see them, by the distances of the scene's known points.
+def point_warp(image: Tensor, reference: Camera, target: Camera, points: Tensor, plane: Tensor | None) -> Tensor:
+    """A reference as its target sees it, by the distances of the scene's known points.
 
     The points that a camera sees are made a surface: as far as the nearest few of them, as wide as they are dense. A
     target pixel of the surface shows where it lies in the reference. Any other pixel shows the floor, or what stands
@@ -122,21 +121,15 @@ def point_warp(images: Tensor, reference: Camera, target: Camera, points: Tensor
     show the pixel of its border that is nearest.
 
     Args:
-        images: (B, 3, S, S).
-        reference: B cameras of S × S pixels.
-        target: likewise, in the same world.
+        image: (1, 3, S, S).
+        reference, target: single cameras of S × S pixels, in one world.
         points: (N, 3), N at least 1, of that world.
         plane: (4,), the scene's floor as from `floor_plane`, or None.
 
     Returns:
-        (B, 3, S, S).
+        (1, 3, S, S).
     """
     points = points.to(target.world_to_camera)
-    pairs = range(len(images))
-    return torch.cat([_warped(images[i : i + 1], reference[i], target[i], points, plane) for i in pairs])
-
-
-def _warped(image: Tensor, reference: Camera, target: Camera, points: Tensor, plane: Tensor | None) -> Tensor:
     nearness, inside = _surface(target, points, _OVERHANG)
     before, before_inside = _surface(reference, points, _GUARD)
     before = torch.where(before_inside > 0.5, before, 0)  # the reference's surface; nothing is infinitely far
@@ -227,27 +220,27 @@ def filled(image: Tensor, known: Tensor) -> Tensor:
 
 
 def _floor_nearness(camera: Camera, plane: Tensor) -> Tensor:
-    """One over the distance at which each pixel's ray meets the plane, (..., S, S); 0 where it does not."""
+    """One over the distance at which each pixel's ray meets the plane, (S, S); 0 where it does not."""
     origins, directions = camera.rays(camera.height, camera.width)
-    plane = plane.to(directions)[..., None, None, :]
-    normal, height = plane[..., :3], plane[..., 3]
-    return ((directions * normal).sum(-1) / (height - (origins * normal).sum(-1))).clamp_min(0)
+    plane = plane.to(directions)
+    normal, height = plane[:3], plane[3]
+    return ((directions @ normal) / (height - origins @ normal)).clamp_min(0)
 
 
 def _places(reference: Camera, target: Camera, nearness: Tensor) -> tuple[Tensor, Tensor]:
     """Where the reference sees what the target's pixels show.
 
     Args:
-        nearness: (..., S, S), one over the distance from the target, 0 at infinity.
+        nearness: (S, S), one over the distance from the target, 0 at infinity.
 
     Returns:
-        Pixels of the reference, (..., S, S, 2), far outside for what is behind it; and one over the distance from it.
+        Pixels of the reference, (S, S, 2), far outside for what is behind it; and one over the distance from it.
     """
     origins, directions = target.rays(target.height, target.width)
     # Homogeneous: the point divided by its distance, which is finite at infinity.
-    points = (origins - reference.centre[..., None, None, :]) * nearness[..., None] + directions
-    seen = points @ reference.rotation.mT[..., None, :, :]
-    pixels = (seen @ reference.intrinsics.mT[..., None, :, :])[..., :2] / seen[..., 2:].clamp_min(1e-6)
+    points = (origins - reference.centre) * nearness[..., None] + directions
+    seen = points @ reference.rotation.mT
+    pixels = (seen @ reference.intrinsics.mT)[..., :2] / seen[..., 2:].clamp_min(1e-6)
     return pixels, nearness / seen.norm(dim=-1)
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 from sidestep.errors import SidestepError
 from sidestep.evaluation.published import NotAtHandError, load_inception, load_lpips
 from sidestep.evaluation.results import Estimate, Figure
-from sidestep.evaluation.statistics import frechet_distance, kernel_bootstrap
+from sidestep.evaluation.statistics import frechet_distance, kernel_distance
 from sidestep.features import ImageFeatures, stage_distance
 from sidestep.images import gradient_energy
 
@@ -287,9 +287,7 @@ class Metrics:
             real = torch.stack([photos[index] for index, _ in chosen])
             fake = torch.stack([views[index] for index, _ in chosen])
             if figure == KERNEL:
-                estimate = kernel_bootstrap(real, fake, [scene for _, scene in chosen], seed)
-                assert estimate is not None
-                estimates[figure.name] = estimate
+                estimates[figure.name] = kernel_distance(real, fake, [scene for _, scene in chosen], seed)
             else:
                 value = frechet_distance(real, fake)
                 estimates[figure.name] = Estimate(value, value, value)

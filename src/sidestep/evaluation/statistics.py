@@ -21,7 +21,7 @@ _CHUNK = 1024
 
 
 def bootstrap(
-    values: Sequence[float | None], scenes: Sequence[str], seed: int, draws: int = DRAWS, *, geometric: bool = False
+    values: Sequence[float | None], scenes: Sequence[str], seed: int, *, geometric: bool = False
 ) -> Estimate | None:
     """The mean of the values over pairs, or None if there is none.
 
@@ -35,7 +35,7 @@ def bootstrap(
         return None
     present = [value for value, _ in kept]
     membership = _membership([scene for _, scene in kept])
-    return _estimate(_mean_by_counts(present, membership, geometric), len(membership), seed, draws)
+    return _estimate(_mean_by_counts(present, membership, geometric), len(membership), seed)
 
 
 def paired_difference(
@@ -43,7 +43,6 @@ def paired_difference(
     b: Sequence[float | None],
     scenes: Sequence[str],
     seed: int,
-    draws: int = DRAWS,
     *,
     geometric: bool = False,
 ) -> Estimate | None:
@@ -61,36 +60,26 @@ def paired_difference(
     membership = _membership([scene for _, _, scene in both])
     of_a = _mean_by_counts([left for left, _, _ in both], membership, geometric)
     of_b = _mean_by_counts([right for _, right, _ in both], membership, geometric)
-    return _estimate(lambda counts: of_a(counts) - of_b(counts), len(membership), seed, draws)
+    return _estimate(lambda counts: of_a(counts) - of_b(counts), len(membership), seed)
 
 
-def kernel_distance(real: Tensor, fake: Tensor) -> float:
-    """How far apart two sets of feature vectors are, (n, d) and (n, d), n at least 2: KID's unbiased estimator.
+def kernel_distance(real: Tensor, fake: Tensor, scenes: Sequence[str], seed: int) -> Estimate:
+    """How far apart two sets of feature vectors are: KID's unbiased estimator.
 
     The squared maximum mean discrepancy under the kernel (x·y/d + 1)³ (Bińkowski et al. 2018); about 0, and as often
     below as above, for two samples of one distribution. Each of a set meets all of the other, as in KID, its own
     partner too, so a set of views that follow their photos closely comes out below 0, by the order of 1/n.
-    """
-    return float(_Kernel(real, fake, ["one scene"] * len(real)).value())
-
-
-def kernel_bootstrap(
-    real: Tensor, fake: Tensor, scenes: Sequence[str], seed: int, draws: int = DRAWS
-) -> Estimate | None:
-    """`kernel_distance` with its interval, or None for fewer than two pairs.
 
     A scene that is drawn twice is two scenes, but the pictures of one copy against those of the other are left out:
     they are the same pictures, which two scenes never share, and would bias the distance upwards.
 
     Args:
-        real: (n, d), the true photo's features for each pair.
+        real: (n, d), the true photo's features for each pair; n at least 2.
         fake: (n, d), the view's.
         scenes: each pair's scene.
     """
-    if len(real) < 2:
-        return None
     kernel = _Kernel(real, fake, scenes)
-    return _estimate(kernel.discrepancy, len(kernel.pairs), seed, draws, kernel.value())
+    return _estimate(kernel.discrepancy, len(kernel.pairs), seed, kernel.value())
 
 
 def frechet_distance(real: Tensor, fake: Tensor) -> float:
@@ -111,15 +100,13 @@ def _covariance_root(features: Tensor) -> Tensor:
     return torch.linalg.qr(centred, mode="r").R if len(centred) > centred.shape[1] else centred
 
 
-def _estimate(
-    statistic: Callable[[_Floats], _Floats], scenes: int, seed: int, draws: int, value: float | None = None
-) -> Estimate:
+def _estimate(statistic: Callable[[_Floats], _Floats], scenes: int, seed: int, value: float | None = None) -> Estimate:
     """Of a statistic of how often each scene is counted, (draws, scenes) to (draws,); `value` is that of each once."""
     if value is None:
         value = float(statistic(np.ones((1, scenes)))[0])
     if scenes == 1:
         return Estimate(value, value, value)
-    counts = np.random.default_rng(seed).multinomial(scenes, np.full(scenes, 1.0 / scenes), size=draws)
+    counts = np.random.default_rng(seed).multinomial(scenes, np.full(scenes, 1.0 / scenes), size=DRAWS)
     drawn = statistic(counts.astype(np.float64))
     low, high = np.quantile(drawn[np.isfinite(drawn)], (0.025, 0.975))
     return Estimate(value, float(low), float(high))
