@@ -6,9 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
-import torch
 
-from sidestep.cameras import Camera
 from sidestep.captures import Scene, read_captures
 from sidestep.captures.pairs import Pair, read_pairs, write_pairs
 from sidestep.errors import SidestepError
@@ -20,7 +18,6 @@ from sidestep.evaluation.protocol import (
     held_out_pairs,
     listed_pairs,
     pairs_of_frames,
-    stack_relative,
     wrong_partners,
 )
 
@@ -129,13 +126,3 @@ def test_wrong_partners_are_of_the_same_distance_and_another_pair(scenes: list[S
     for pair, partner in zip(pairs, partners, strict=True):
         assert partner != pair.position
         assert pairs[partner].info.subsets[1] == pair.info.subsets[1]
-
-
-def test_cameras_are_relative_to_the_reference_and_scaled(scenes: list[Scene]) -> None:
-    pairs = pairs_of_frames(distance_pairs(scenes, seed=0), scenes)[:4]
-    reference, target = stack_relative(pairs, 64, [2.0] * 4)
-    torch.testing.assert_close(reference.world_to_camera, torch.eye(4).expand(4, 4, 4), atol=1e-5, rtol=0)
-    for i, pair in enumerate(pairs):
-        relative: Camera = pair.target.camera.resize_and_crop(64).relative_to(pair.reference.camera)
-        torch.testing.assert_close(target[i].centre, 2 * relative.centre, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(target[i].intrinsics, relative.intrinsics)

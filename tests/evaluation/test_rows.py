@@ -10,8 +10,17 @@ import torch
 from sidestep.cameras import Camera, distance_scale
 from sidestep.captures import Scene, read_captures
 from sidestep.evaluation import rows
-from sidestep.evaluation.protocol import PairOfFrames, distance_pairs, pairs_of_frames, stack_relative
-from sidestep.evaluation.rows import Batch, Maker, Model, by_group, limit_rows, model_rows, option_rows
+from sidestep.evaluation.protocol import PairOfFrames, distance_pairs, pairs_of_frames
+from sidestep.evaluation.rows import (
+    Batch,
+    Maker,
+    Model,
+    by_group,
+    limit_rows,
+    model_rows,
+    option_rows,
+    relative_cameras,
+)
 from sidestep.fusion import FusionSettings
 from sidestep.images import resize_and_crop, to_tensor
 from sidestep.pipeline import NovelViewPipeline
@@ -41,7 +50,7 @@ def known(pipe: NovelViewPipeline, pair: PairOfFrames) -> str | None:
 
 
 def make_batch(pipe: NovelViewPipeline, pairs: list[PairOfFrames], **changed: Any) -> Batch:
-    reference, target = stack_relative(pairs, SIZE, [scale(pair) for pair in pairs])
+    reference, target = relative_cameras(pairs, SIZE)
     photos = [
         torch.stack([to_tensor(resize_and_crop(frame.load(), SIZE)) for frame in frames])
         for frames in ([pair.reference for pair in pairs], [pair.target for pair in pairs])
@@ -68,6 +77,16 @@ def maker(name: str, makers: list[Maker]) -> Maker:
 def view(batch: Batch, name: str) -> torch.Tensor:
     model = batch.model
     return batch.run(maker(name, by_group(model, ("model", "option", "limit"))))[0]
+
+
+def test_cameras_are_relative_to_the_reference_and_scaled(pairs: list[PairOfFrames]) -> None:
+    chosen = pairs[:4]
+    reference, target = relative_cameras(chosen, 64)
+    torch.testing.assert_close(reference.world_to_camera, torch.eye(4).expand(4, 4, 4), atol=1e-5, rtol=0)
+    for i, pair in enumerate(chosen):
+        relative = pair.target.camera.resize_and_crop(64).relative_to(pair.reference.camera)
+        torch.testing.assert_close(target[i].centre, scale(pair) * relative.centre, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(target[i].intrinsics, relative.intrinsics)
 
 
 @pytest.mark.parametrize(

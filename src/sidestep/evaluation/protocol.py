@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 
 from sidestep.cameras import Camera
 from sidestep.captures import Frame, Scene
@@ -210,15 +209,3 @@ def _describe(pair: Pair, gap: int, reference: Camera, target: Camera) -> Evalua
         turn=round(math.degrees(math.acos(cosine)), 2),
         subsets=("all", distance, side),
     )
-
-
-def stack_relative(pairs: Sequence[PairOfFrames], size: int, scales: Sequence[float]) -> tuple[Camera, Camera]:
-    """(reference, target) cameras of `size` pixels, batched, each pair in its reference's frame at its scale."""
-    references, targets = [], []
-    for pair, scale in zip(pairs, scales, strict=True):
-        source, target = (frame.camera.resize_and_crop(size) for frame in (pair.reference, pair.target))
-        # In double precision: far from a world's origin, small steps are lost in single.
-        source, target = source.to(dtype=torch.float64), target.to(dtype=torch.float64)
-        references.append(source.relative_to(source).to(dtype=torch.float32))
-        targets.append(target.relative_to(source).scaled(scale).to(dtype=torch.float32))
-    return Camera.stack(references), Camera.stack(targets)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sidestep.cameras import Camera, distance_scale
 from sidestep.devices import autocast
-from sidestep.evaluation.protocol import PairOfFrames, stack_relative
+from sidestep.evaluation.protocol import PairOfFrames
 from sidestep.evaluation.results import Row
 from sidestep.fusion import FusionSettings, Method, choose, fuse, noise_scale
 from sidestep.inversion import InversionSettings, Inverted, invert, late_grid, sample
@@ -171,16 +171,12 @@ class Batch:
     @stage
     def inverted(self) -> Inverted:
         """The reference at t*."""
-        return invert(self.prior, self.reference_latents, self.grid, self.model.inversion.timestep)
+        return self.inverted_to(self.model.inversion.t_star, self.reference_latents)
 
     @stage
     def late(self) -> Inverted:
         """The reference at the last step."""
-        inversion = self.model.inversion
-        steps = late_grid(inversion.t_star, inversion.steps, self.prior.num_train_timesteps, inversion.start)
-        if len(steps) < 2:
-            return self.inverted
-        return invert(self.prior, self.inverted.latents, steps, inversion.timestep)
+        return self.inverted_on(self.model.inversion.t_star, self.inverted)
 
     @stage
     def gaussian(self) -> Inverted:
@@ -221,7 +217,18 @@ class Batch:
     @stage
     def target_inverted(self) -> Inverted:
         """The true target at t*."""
-        return invert(self.prior, self.target_latents, self.grid, self.model.inversion.timestep)
+        return self.inverted_to(self.model.inversion.t_star, self.target_latents)
+
+    def inverted_to(self, t: int, latents: Tensor) -> Inverted:
+        """Latents at timestep t."""
+        inversion = replace(self.model.inversion, t_star=t)
+        return invert(self.prior, latents, inversion.grid, inversion.timestep)
+
+    def inverted_on(self, t: int, inverted: Inverted) -> Inverted:
+        """From timestep t to the last step."""
+        inversion = self.model.inversion
+        steps = late_grid(t, inversion.steps, self.prior.num_train_timesteps, inversion.start)
+        return invert(self.prior, inverted.latents, steps, inversion.timestep) if len(steps) > 1 else inverted
 
     def translate(self, target: Camera) -> Tensor:
         """TUNet's mean for these target cameras, (B, C, h, w)."""
@@ -255,14 +262,19 @@ class Batch:
 
 
 def relative_cameras(pairs: Sequence[PairOfFrames], size: int) -> tuple[Camera, Camera]:
-    """(reference, target) cameras of `size` pixels, batched, in each reference's frame, scaled as TUNet was trained."""
-    return stack_relative(pairs, size, [_scale(pair, size) for pair in pairs])
-
-
-def _scale(pair: PairOfFrames, size: int) -> float:
-    """What puts the subject at distance 1 from the reference, as in the store of latents."""
-    cameras = Camera.stack([frame.camera.resize_and_crop(size) for frame in pair.scene.frames])
-    return distance_scale(pair.reference.camera.resize_and_crop(size), cameras, pair.scene.points)
+    """(reference, target) cameras of `size` pixels, batched, in each reference's frame, scaled as TUNet was trained:
+    the subject at distance 1 from the reference, as in the store of latents.
+    """
+    references, targets = [], []
+    for pair in pairs:
+        source, target = (frame.camera.resize_and_crop(size) for frame in (pair.reference, pair.target))
+        others = Camera.stack([frame.camera.resize_and_crop(size) for frame in pair.scene.frames])
+        scale = distance_scale(source, others, pair.scene.points)
+        # In double precision: far from a world's origin, small steps are lost in single.
+        source, target = source.to(dtype=torch.float64), target.to(dtype=torch.float64)
+        references.append(source.relative_to(source).to(dtype=torch.float32))
+        targets.append(target.relative_to(source).scaled(scale).to(dtype=torch.float32))
+    return Camera.stack(references), Camera.stack(targets)
 
 
 def model_rows() -> list[Maker]:
@@ -411,25 +423,18 @@ def _with_settings(method: Method, settings: FusionSettings) -> Callable[[Batch]
 
 def _limit(t: int, method: Method | None) -> Callable[[Batch], Tensor]:
     def make(batch: Batch) -> Tensor:
-        prior = batch.prior
-        inversion = replace(batch.model.inversion, t_star=t)
-        timestep = inversion.timestep
-
-        own = t == batch.model.inversion.t_star
+        prior, own = batch.prior, t == batch.model.inversion.t_star
 
         def inverted(name: str, latents: Tensor) -> Inverted:
-            return batch.once(f"{name} at {t}", lambda: invert(prior, latents, inversion.grid, timestep))
+            return batch.once(f"{name} at {t}", lambda: batch.inverted_to(t, latents))
 
         mean = (batch.target_inverted if own else inverted("target", batch.target_latents)).mean
         if method is None:
             return prior.decode(mean / math.sqrt(float(prior.alphas_cumprod[t])))
         reference = batch.inverted if own else inverted("reference", batch.reference_latents)
         late = None
-        if method == "addition" and own:
-            late = batch.late
-        elif method == "addition":
-            steps = late_grid(t, inversion.steps, prior.num_train_timesteps, inversion.start)
-            late = reference if len(steps) < 2 else invert(prior, reference.latents, steps, timestep)
+        if method == "addition":
+            late = batch.late if own else batch.inverted_on(t, reference)
         return batch.sampled(fuse(prior, method, mean, reference, late, t), t)
 
     return make
