@@ -13,7 +13,7 @@ from sidestep.captures import read_captures
 from sidestep.captures.packed import Slice
 from sidestep.captures.packing import pack_captures
 from sidestep.captures.pairs import Pair
-from sidestep.evaluation import evaluate, kept
+from sidestep.evaluation import kept, measuring
 from sidestep.evaluation.kept import Kept, Measured, digest_of
 from sidestep.evaluation.protocol import PairOfFrames, pairs_of_frames
 from sidestep.files import sweep
@@ -65,7 +65,7 @@ def test_pictures_are_on_the_disk_before_their_batch_is(
 ) -> None:
     synced: list[int] = []
     monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_ino))
-    evaluate._keep(tmp_path / "coarse", [pair], torch.zeros(1, 3, 8, 8))
+    measuring._keep(tmp_path / "coarse", [pair], torch.zeros(1, 3, 8, 8))
     assert synced == [path.stat().st_ino for path in (tmp_path / "coarse").iterdir()] != []
 
 
@@ -84,8 +84,8 @@ def test_an_evaluation_that_another_version_began_is_begun_anew(monkeypatch: pyt
     network: Any = torch.nn.Linear(1, 1)
     network.unet = SimpleNamespace(device="cpu", dtype="float32")
     model = SimpleNamespace(prior=network, tunet=network, steps=2, seed=0)
-    run: Any = SimpleNamespace(model=model, pairs=[], declared=[], figures=[], predictions=[], size=16)
-    first = evaluate._Run.made_of(run, 1, 0)
-    assert evaluate._Run.made_of(run, 1, 0) == first
-    monkeypatch.setattr(evaluate, "version", lambda name: "0.2.0")
-    assert evaluate._Run.made_of(run, 1, 0) != first
+    run: Any = SimpleNamespace(model=model, pairs=[], rows=[], figures=[], predictions=[], size=16)
+    first = measuring.Measuring.made_of(run, 1, 0)
+    assert measuring.Measuring.made_of(run, 1, 0) == first
+    monkeypatch.setattr(measuring, "version", lambda name: "0.2.0")
+    assert measuring.Measuring.made_of(run, 1, 0) != first

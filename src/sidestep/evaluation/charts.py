@@ -134,9 +134,8 @@ def _styles(rows: list[Row], main_row: str) -> dict[str, str]:
 
 
 def _shorten(row: Row) -> str:
-    mark = "†" if row.uses_target else "§" if row.true_geometry else ""
-    room = LABEL_CHARACTERS - len(mark)
-    return (row.title if len(row.title) <= room else row.title[: room - 1].rstrip() + "…") + mark
+    room = LABEL_CHARACTERS - len(row.mark)
+    return (row.title if len(row.title) <= room else row.title[: room - 1].rstrip() + "…") + row.mark
 
 
 def _nice_ticks(low: float, high: float) -> tuple[list[float], int]:

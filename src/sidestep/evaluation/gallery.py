@@ -67,10 +67,10 @@ class ShownPairs:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture under its column's title; `uri` is None where there is no file."""
+    """A picture under its column's title and `Row.mark`; `uri` is None where there is no file."""
 
     column: str
-    uses_target: bool
+    mark: str
     uri: str | None
     figures: list[str]
 
@@ -126,7 +126,7 @@ def load_gallery(results: Results, indices: list[int], pictures: Path, main_row:
             shown.append(
                 Picture(
                     column=row.title if row else PARTS_TITLE if name == PARTS_COLUMN else name,
-                    uses_target=row is not None and row.uses_target,
+                    mark=row.mark if row else "",
                     uri=_data_uri(file) if file.is_file() else None,
                     figures=_values(results, name, figures, index),
                 )

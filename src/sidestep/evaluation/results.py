@@ -74,9 +74,14 @@ class Row:
     true_geometry: bool = False
 
     @property
+    def mark(self) -> str:
+        """What stands beside its title: † if it saw the true target, § if it was given the true distances."""
+        return "†" if self.uses_target else "§" if self.true_geometry else ""
+
+    @property
     def competes(self) -> bool:
         """Whether it can be the best: it was given the reference photo and the cameras, and no more."""
-        return not (self.uses_target or self.true_geometry)
+        return not self.mark
 
 
 @dataclass(frozen=True)

@@ -244,6 +244,7 @@ _LATEX_SPECIAL = {
     '"': "''",
     **{character: "\\" + character for character in "{}$&#%_"},
 }
+_LATEX_MARKS = {"†": r"$^\dagger$", "§": r"$^\S$", "": ""}
 _LATEX_ARROWS = {"higher": r"$\uparrow$", "lower": r"$\downarrow$", "one": r"$\to 1$"}
 
 
@@ -278,7 +279,7 @@ def _latex_table(table: Table) -> str:
     for _, rows in table.groups:
         lines.append(r"\midrule")
         for row in rows:
-            marks = r"$^\dagger$" if row.row.uses_target else r"$^\S$" if row.row.true_geometry else ""
+            marks = _LATEX_MARKS[row.row.mark]
             marks += r"$^\ddagger$" if row.lacking else ""
             cells = [_latex_cell(cell, f.digits) for cell, f in zip(row.cells, table.figures, strict=True)]
             lines.append(" & ".join([escape_latex(row.row.title) + marks, *cells]) + r" \\")
