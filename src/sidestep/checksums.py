@@ -13,9 +13,11 @@ import hashlib
 import json
 import zlib
 from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 DIGEST = "sha256"
@@ -56,6 +58,21 @@ def are_intact(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bo
     if found is None:
         return True
     return found.dtype == torch.uint8 and found.shape == (32,) and bytes(found.tolist()) == _digest(tensors, metadata)
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a file but its checksums, and its metadata, compared with these.
+
+    Raises:
+        SafetensorError, OSError: if it cannot be read.
+        ValueError: if it is not what was written.
+    """
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
+        metadata = file.metadata() or {}
+    if not are_intact(tensors, metadata):
+        raise ValueError("it is not what was written")
+    return {name: tensors[name] for name in without_checksums(tensors)}, metadata
 
 
 def without_checksums(names: Collection[str]) -> set[str]:

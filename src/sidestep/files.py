@@ -21,9 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # Of a disk or a quota that is full, and of a file larger than the system lets it be.
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# What only writing can meet.
-UNWRITABLE = (*FULL, errno.EROFS)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -155,13 +153,13 @@ def writing(path: str | Path) -> Iterator[None]:
             raise
         raise _cannot_be_written(path, int(found[1]), os.strerror(int(found[1]))) from None
     except OSError as error:
-        if error.errno not in UNWRITABLE:
+        if error.errno not in (*_FULL, errno.EROFS):
             raise
         raise _cannot_be_written(path, error.errno, os.strerror(error.errno)) from None
 
 
 def _cannot_be_written(path: str | Path, number: int | None, reason: str) -> SidestepError:
-    advice = "free some space and run the same command again" if number in FULL else "see to that and run it again"
+    advice = "free some space and run the same command again" if number in _FULL else "see to that and run it again"
     return SidestepError(f"{path}: cannot be written ({reason}); {advice}")
 
 

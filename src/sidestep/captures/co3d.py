@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from sidestep.captures.folders import Finder, within
-from sidestep.captures.lens import Array, Lens
+from sidestep.captures.lens import SIDE_LIMIT, Array, Lens
 from sidestep.captures.ply import read_ply
 from sidestep.captures.poses import rigid
 from sidestep.captures.scene import Scene, make_frame
@@ -192,7 +192,7 @@ class _Shot:
         cx, cy = half - principal * unit
         if not all(math.isfinite(value) for value in (fx, fy, cx, cy)):
             raise SidestepError(f"{where} has a lens that is not finite; remove the frame")
-        if min(fx, fy) <= 0 or min(self.size) < 1 or max(self.size) >= 2**24:
+        if min(fx, fy) <= 0 or min(self.size) < 1 or max(self.size) >= SIDE_LIMIT:
             raise SidestepError(f"{where} has a size or focal length that is not positive; remove the frame")
         pose = rigid(where, _FLIP @ rotation.T, _FLIP @ translation)
         return Lens(np.array(((fx, 0.0, cx), (0.0, fy, cy), (0.0, 0.0, 1.0))), *self.size), pose

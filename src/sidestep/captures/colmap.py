@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sidestep.cameras import Camera, quaternions
 from sidestep.captures.folders import Finder, within
-from sidestep.captures.lens import Array, Lens
+from sidestep.captures.lens import SIDE_LIMIT, Array, Lens
 from sidestep.captures.maps import Maps
 from sidestep.captures.ply import Colours
 from sidestep.captures.scene import MOST_FRAMES, Scene, make_frame
@@ -259,7 +259,7 @@ def _lens(path: Path, number: int, model: str, width: int, height: int, values: 
     names = _parameters(path, model)
     if len(values) != len(names):
         raise SidestepError(f"{path}: camera {number} has {len(values)} parameters; {model} has {len(names)}")
-    if not all(math.isfinite(value) for value in values) or not (0 < width < 2**24 and 0 < height < 2**24):
+    if not all(math.isfinite(value) for value in values) or not (0 < width < SIDE_LIMIT and 0 < height < SIDE_LIMIT):
         raise SidestepError(f"{path}: camera {number} has a size or parameter that no camera has; run COLMAP again")
     given = dict(zip(names, values, strict=True))
     fx, fy = given.pop("fx", given.get("f", 0.0)), given.pop("fy", given.pop("f", 0.0))

@@ -13,6 +13,7 @@ from torch import Tensor
 from sidestep.errors import SidestepError
 
 Array = NDArray[np.float64]
+SIDE_LIMIT = 2**24  # pixels; readers refuse pictures of longer sides
 DISTORTION = ("k1", "k2", "k3", "p1", "p2")
 _STRIP = 2**20  # pixels resampled at a time; all of a large photo's at once would take 10 GB
 

@@ -28,14 +28,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from sidestep.cameras import Camera
-from sidestep.captures.lens import Array, Lens
+from sidestep.captures.lens import SIDE_LIMIT, Array, Lens
 from sidestep.captures.scene import Frame, Scene
 from sidestep.captures.storage import Storage
-from sidestep.checksums import are_intact
+from sidestep.checksums import read_tensors
 from sidestep.errors import SidestepError
 from sidestep.inputs import MOST_TEXT, leads_out, link_out
 
@@ -44,12 +44,10 @@ PLAN = "pack.json"
 FILES = ("photo", "mask", "depth")
 CRC32 = "crc32"
 NOWHERE = (-1, 0)
-_MOST_PLAN_BYTES = 64 * 2**20
 _MOST_INDEX_BYTES = 2 * 2**30
 _MOST_FRAMES = 1_000_000  # of a shard
 _MOST_FILE_BYTES = 512 * 2**20  # of a photo or map, which is read whole
 _MOST_SHARD_BYTES = 2**50
-_LONGEST_SIDE = 2**24  # pixels, as in every reader
 _SHAPES: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
     "intrinsics": (torch.float32, (3, 3)),
     "world_to_camera": (torch.float32, (4, 4)),
@@ -179,7 +177,7 @@ def read_plan(storage: Storage) -> dict[str, Any] | None:
     """
     where = storage.locate(PLAN)
     try:
-        plan = json.loads(storage.read(PLAN, 0, _MOST_PLAN_BYTES))
+        plan = json.loads(storage.read(PLAN, 0, MOST_TEXT))
         version, shards = plan["format"], plan["shards"]
         if not isinstance(shards, list) or not shards or not all(isinstance(digest, str) for digest in shards):
             raise ValueError("shards")
@@ -279,23 +277,18 @@ def _read_index(storage: Storage, number: int) -> ShardIndex:
     where = storage.locate(name)
     if (storage.size(name) or 0) > _MOST_INDEX_BYTES:
         raise SidestepError(f"{where}: larger than {_MOST_INDEX_BYTES // 2**30} GiB, which no index is")
-    damaged = SidestepError(f"{where}: damaged; copy it again, or delete it and pack again")
     with storage.local(name) as file:
         try:
-            with safe_open(file, framework="pt") as opened:
-                text = (opened.metadata() or {})["about"]
-                if len(text) > MOST_TEXT:
-                    raise ValueError("about")
-                about = json.loads(text)
-                tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (it is no dictionary)
-                if not are_intact(tensors, opened.metadata()):
-                    raise damaged
+            tensors, metadata = read_tensors(file)
+            if len(metadata["about"]) > MOST_TEXT:
+                raise ValueError("about")
+            about = json.loads(metadata["about"])
             _check(tensors, about)
             scenes = tuple(_scenes(storage, number, about, tensors))
         except SidestepError as error:  # a camera or a name that cannot be
-            raise error if error is damaged else SidestepError(f"{where}: {error}") from None
+            raise SidestepError(f"{where}: {error}") from None
         except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            raise damaged from None
+            raise SidestepError(f"{where}: damaged; copy it again, or delete it and pack again") from None
     return ShardIndex(shard_name(number), about["size"], about["sha256"], about["made_of"], scenes)
 
 
@@ -324,7 +317,7 @@ def _check(tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
             raise ValueError(key)
     if CRC32 in tensors and (tensors[CRC32].dtype != torch.int64 or tensors[CRC32].shape != (frames, len(FILES))):
         raise ValueError(CRC32)
-    if not bool(((tensors["size"] > 0) & (tensors["size"] < _LONGEST_SIDE)).all()):
+    if not bool(((tensors["size"] > 0) & (tensors["size"] < SIDE_LIMIT)).all()):
         raise ValueError("size")
     for key in FILES:
         start, size = tensors[key].unbind(1)

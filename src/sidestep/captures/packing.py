@@ -107,7 +107,7 @@ def _pack(
     storage: Storage, plan: dict[str, Any], runs: list[list[Scene]], progress: Callable[[int, int], None] | None
 ) -> Packed:
     _claim(storage, plan)
-    storage.sweep(".*.part*")
+    storage.sweep()
     done, size, sums = 0, 0, []
     for number, run in enumerate(runs):
         index = _finished(storage, plan, number)

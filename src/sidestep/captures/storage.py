@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
 from sidestep.errors import SidestepError
-from sidestep.files import atomic_path, make_folder
+from sidestep.files import atomic_path, make_folder, sweep
 from sidestep.inputs import open_file
 
 # Two letters or more, because C:/ is a disk; and caching:: may stand before it. A Path keeps one slash of the two.
@@ -153,11 +153,10 @@ class Storage:
                     f"{self.locate(name)}: cannot be written ({error}); make the bucket first"
                 ) from None
 
-    def sweep(self, pattern: str) -> None:
-        """Deletes temporary files, named by a pattern, that a killed `writing` left; behind a URL it leaves none."""
+    def sweep(self) -> None:
+        """Deletes the temporary files that a killed `writing` left; behind a URL it leaves none."""
         if isinstance(self.path, Path):
-            for path in self.path.glob(pattern):
-                path.unlink(missing_ok=True)
+            sweep(self.path)
 
     def make(self) -> None:
         """Makes the folder where it is not there, and tries it; behind a URL the first file that is written does.

@@ -17,7 +17,7 @@ import torch
 from sidestep.cameras import Camera
 from sidestep.captures.colmap import check_names
 from sidestep.captures.folders import COPIES, Finder, is_file, natural, within
-from sidestep.captures.lens import DISTORTION, Array, Lens
+from sidestep.captures.lens import DISTORTION, SIDE_LIMIT, Array, Lens
 from sidestep.captures.maps import Alpha
 from sidestep.captures.poses import rigid
 from sidestep.captures.scene import MOST_FRAMES, Frame, Scene, make_frame
@@ -270,7 +270,7 @@ def _lens(path: Path, name: str, entry: Mapping[str, Any], photo_size: tuple[int
         if photo_size is None:
             raise SidestepError(f"{path}: frame {name} has no picture size; add w and h in pixels")
         width, height = photo_size
-    if not (1 <= width < 2**24 and 1 <= height < 2**24):
+    if not (1 <= width < SIDE_LIMIT and 1 <= height < SIDE_LIMIT):
         raise SidestepError(f"{path}: frame {name} has a picture size of {width:g}x{height:g}")
     fx = number("fl_x", _focal(number("camera_angle_x"), width))
     fy = number("fl_y", _focal(number("camera_angle_y"), height))

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from sidestep.captures.packed import Slice
-from sidestep.checksums import are_intact, bytes_of, without_checksums
+from sidestep.checksums import bytes_of, read_tensors
 from sidestep.evaluation.protocol import PairOfFrames, frame_beside
 from sidestep.files import delete_folder, save_tensors, sweep, write_json
 from sidestep.images import Stored
@@ -85,12 +85,10 @@ class Kept:
         """What a batch has left, and the features of its pictures; None if it is still to be measured."""
         path = self._path(batch)
         try:
-            with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
-                metadata = file.metadata()
-                if not are_intact(tensors, metadata) or metadata["made_of"] != self._made_of:
-                    return None
-                told = json.loads(metadata["about"])
+            tensors, metadata = read_tensors(path)
+            if metadata["made_of"] != self._made_of:
+                return None
+            told = json.loads(metadata["about"])
         except (SafetensorError, OSError, ValueError, TypeError, KeyError):
             return None
         measured = Measured(
@@ -105,7 +103,7 @@ class Kept:
             told["seconds"],
             told["not_finite"],
         )
-        return measured, {name: tensors[name].clone() for name in without_checksums(tensors)}
+        return measured, {name: tensor.clone() for name, tensor in tensors.items()}
 
     def write(self, batch: int, measured: Measured, features: Mapping[str, Tensor]) -> None:
         """Keeps what a batch has left, whole or not at all.

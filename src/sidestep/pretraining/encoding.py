@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderDC
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
-from sidestep.checksums import are_intact, without_checksums
+from sidestep.checksums import read_tensors
 from sidestep.devices import autocast, choose_device
 from sidestep.errors import SidestepError
 from sidestep.files import save_tensors, sweep
@@ -76,18 +76,12 @@ def _kept(path: Path, digest: str) -> tuple[dict[str, Tensor], float] | None:
     if not path.exists():
         return None
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("made_of") != digest:
-                return None
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
-            factor = float(metadata["scaling_factor"])
-        if not are_intact(tensors, metadata):
-            raise ValueError("it is not what was written")
+        tensors, metadata = read_tensors(path)
+        factor = float(metadata["scaling_factor"])
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         logger.warning("%s: damaged (%s); making it anew", path, error)
         return None
-    return {name: tensors[name] for name in without_checksums(tensors)}, factor
+    return (tensors, factor) if metadata.get("made_of") == digest else None
 
 
 def _latents(vae: AutoencoderDC, images: Iterator[Tensor]) -> Tensor:
