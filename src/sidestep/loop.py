@@ -28,9 +28,9 @@ from diffusers.training_utils import EMAModel
 from PIL import Image
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
-from sidestep.checksums import are_intact, without_checksums
+from sidestep.checksums import read_tensors
 from sidestep.config import settings
 from sidestep.devices import choose_device, memory_format, network_dtype
 from sidestep.errors import SidestepError
@@ -302,26 +302,22 @@ class Training:
         kinds = ("model", "ema", *MOMENTS)
         state: dict[int, dict[str, torch.Tensor]] = {}
         try:
-            with safe_open(path, framework="pt") as file:
-                stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
-                if not are_intact(stored, file.metadata()):
-                    raise ValueError("it is not what was written")
-                step = int(file.metadata()["step"])
-                found = without_checksums(stored)
-                if found - {SCALER} != {f"{kind}/{name}" for kind in kinds for name in self.parameters}:
-                    raise ValueError("it holds other tensors")
-                scale, tracker, updates = stored[SCALER].tolist() if SCALER in found else (0.0, 0.0, step)
-                for index, ((name, parameter), average) in enumerate(
-                    zip(self.parameters.items(), self.ema.shadow_params, strict=True)
-                ):
-                    weight, averaged, *moments = (stored[f"{kind}/{name}"] for kind in kinds)
-                    if weight.shape != parameter.shape:
-                        raise ValueError(f"{name} is of shape {tuple(weight.shape)}, not {tuple(parameter.shape)}")
-                    parameter.data.copy_(weight)
-                    average.copy_(averaged)
-                    # Laid out in memory as the parameter is: the fused AdamW walks through both in one count.
-                    laid_out = (torch.empty_like(parameter).copy_(moment) for moment in moments)
-                    state[index] = {"step": torch.tensor(float(updates)), **dict(zip(MOMENTS, laid_out, strict=True))}
+            stored, metadata = read_tensors(path)
+            step = int(metadata["step"])
+            if stored.keys() - {SCALER} != {f"{kind}/{name}" for kind in kinds for name in self.parameters}:
+                raise ValueError("it holds other tensors")
+            scale, tracker, updates = stored[SCALER].tolist() if SCALER in stored else (0.0, 0.0, step)
+            for index, ((name, parameter), average) in enumerate(
+                zip(self.parameters.items(), self.ema.shadow_params, strict=True)
+            ):
+                weight, averaged, *moments = (stored[f"{kind}/{name}"] for kind in kinds)
+                if weight.shape != parameter.shape:
+                    raise ValueError(f"{name} is of shape {tuple(weight.shape)}, not {tuple(parameter.shape)}")
+                parameter.data.copy_(weight)
+                average.copy_(averaged)
+                # Laid out in memory as the parameter is: the fused AdamW walks through both in one count.
+                laid_out = (torch.empty_like(parameter).copy_(moment) for moment in moments)
+                state[index] = {"step": torch.tensor(float(updates)), **dict(zip(MOMENTS, laid_out, strict=True))}
         except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise SidestepError(
