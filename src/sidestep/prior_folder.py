@@ -17,7 +17,7 @@ from diffusers import (
 )
 
 from sidestep.errors import SidestepError
-from sidestep.inputs import leads_out
+from sidestep.inputs import leads_out, link_out
 from sidestep.models.sums import check_sums
 from sidestep.prompts import EmptyPrompt, Readers, encode_prompts
 
@@ -229,7 +229,7 @@ def _refuse_links_out(folder: str) -> None:
         return
     for path in (*root.glob("*"), *root.glob("*/*")):
         if path.is_symlink() and leads_out(path, root):
-            raise SidestepError(f"{path}: a link out of the model's folder, to {path.resolve()}; copy it there")
+            raise link_out(path, "the model's folder")
 
 
 def read_index(folder: str, hub: Mapping[str, Any]) -> dict[str, Any]:
