@@ -434,6 +434,9 @@ class NovelViewPipeline(DiffusionPipeline):
         if on_coarse is not None:
             on_coarse(coarse)
 
+        t_star = self._inversion.t_star
+        inverted = reference.inverted.to(means.device)
+        late = None if reference.late is None else reference.late.to(means.device)
         shape = (1 if consistency else count, *means.shape[1:])
         generator = generator or torch.Generator().manual_seed(seed)
         drawn = randn_tensor(shape, generator, means.device).expand_as(means)
@@ -448,7 +451,7 @@ class NovelViewPipeline(DiffusionPipeline):
             named = f"sample {chosen.start + 1}-{chosen.stop} of {count}"
             pictures: dict[str, Tensor] = {}
             for method in methods:
-                start = self._fuse(method, means[chosen], reference, settings, drawn[chosen])
+                start = fuse(self.prior, method, means[chosen], inverted, late, t_star, settings, drawn[chosen])
                 show = partial(progress, f"{named}, {method}")
                 with cached_features(self.unet, cache_interval):
                     latents = sample(self.prior, start, grid, *prompts, guidance, show, on_step_end)
@@ -486,7 +489,12 @@ class NovelViewPipeline(DiffusionPipeline):
         parts = (self.tunet, *self._prior_parts.values())
         if self._made is None or any(part is not made for part, made in zip(parts, self._made[0], strict=True)):
             prior = LatentPrior(**self._prior_parts)
-            _check_fit(self.tunet, prior)
+            channels, size = self.tunet.config.in_channels, self.tunet.config.sample_size
+            if (channels, size) != (prior.latent_channels, prior.latent_size):
+                raise SidestepError(
+                    f"TUNet translates latents of {channels}x{size}x{size}, but the prior's are "
+                    f"{prior.latent_channels}x{prior.latent_size}x{prior.latent_size}; they do not belong together"
+                )
             self._made = parts, prior
         return self._made[1]
 
@@ -561,14 +569,6 @@ class NovelViewPipeline(DiffusionPipeline):
 
         return torch.cat(list(in_batches(translate, relative.batch_shape[0], batch_size)))
 
-    def _fuse(
-        self, method: Method, means: Tensor, reference: Reference, settings: FusionSettings, drawn: Tensor
-    ) -> Tensor:
-        """The latents that sampling starts from, (B, C, h, w)."""
-        inverted = reference.inverted.to(means.device)
-        late = None if reference.late is None else reference.late.to(means.device)
-        return fuse(self.prior, method, means, inverted, late, self._inversion.t_star, settings, drawn)
-
     def _decode_means(self, means: Tensor, batch_size: int) -> list[Image.Image]:
         star = math.sqrt(self.tunet.config.alpha_star)
         return [to_image(picture) for picture in self._decode(means / star, batch_size)]
@@ -590,12 +590,3 @@ class NovelViewPipeline(DiffusionPipeline):
             warnings.warn(f"the negative prompt does nothing at a guidance of {guidance:g}, only above 1", stacklevel=2)
         negative = self.prior.encode_prompt([negative_prompt]) if negative_prompt else None
         return self.prior.encode_prompt([prompt or ""]), negative
-
-
-def _check_fit(tunet: TUNet, prior: LatentPrior) -> None:
-    shape = (tunet.config.in_channels, tunet.config.sample_size)
-    if shape != (prior.latent_channels, prior.latent_size):
-        raise SidestepError(
-            f"TUNet translates latents of {shape[0]}x{shape[1]}x{shape[1]}, but the prior's are "
-            f"{prior.latent_channels}x{prior.latent_size}x{prior.latent_size}; they do not belong together"
-        )
