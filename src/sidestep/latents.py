@@ -89,9 +89,7 @@ class LatentStore:
             SidestepError: if it is no store, is incomplete, or a shard is damaged.
         """
         self.path = Path(path)
-        plan = read_plan(self.path)
-        if plan is None:
-            raise SidestepError(f"{path}: no store of latents (no store.json); make one with `sidestep encode`")
+        plan = _plan_of(self.path)
         self.settings = InversionSettings(**plan["inversion"])
         self.prior_fingerprint: str = plan["prior_fingerprint"]
         self.prior: str = plan["prior"]
@@ -181,9 +179,7 @@ def find_damage(folder: str | Path, progress: Callable[[int, int], None] | None 
         SidestepError: if it is no store.
     """
     folder = Path(folder)
-    plan = read_plan(folder)
-    if plan is None:
-        raise SidestepError(f"{folder}: no store of latents (no store.json); make one with `sidestep encode`")
+    plan = _plan_of(folder)
     count, digest = len(plan["shards"]), plan_digest(plan)
     size, without, faults = 0, 0, []
     for index in range(count):
@@ -203,6 +199,13 @@ def find_damage(folder: str | Path, progress: Callable[[int, int], None] | None 
         if progress is not None:
             progress(index + 1, count)
     return size, without, faults
+
+
+def _plan_of(folder: Path) -> dict[str, Any]:
+    plan = read_plan(folder)
+    if plan is None:
+        raise SidestepError(f"{folder}: no store of latents (no store.json); make one with `sidestep encode`")
+    return plan
 
 
 def _missing(folder: Path, index: int, count: int) -> SidestepError:

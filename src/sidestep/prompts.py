@@ -28,9 +28,6 @@ class PromptEmbeds:
     tokens: Tensor
     pooled: Tensor | None = None
 
-    def __len__(self) -> int:
-        return len(self.tokens)
-
     def __getitem__(self, rows: slice) -> "PromptEmbeds":
         return PromptEmbeds(self.tokens[rows], None if self.pooled is None else self.pooled[rows])
 

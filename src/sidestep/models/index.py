@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import diffusers
+
 from sidestep.files import atomic_path, write_json
 from sidestep.prior_folder import TEXT_PARTS
 
@@ -25,12 +27,10 @@ def write_index(folder: str | Path) -> None:
         folder: holds tunet/ and the prior's parts: vae/, unet/, scheduler/ and, where the U-Net attends to a prompt,
             text_encoder/ and tokenizer/ (SDXL's: text_encoder_2/ and tokenizer_2/ too), empty_prompt/, or both.
     """
-    from diffusers import __version__
-
     folder = Path(folder)
     index: dict[str, object] = {
         "_class_name": [Path(PIPELINE_FILE).stem, "NovelViewPipeline"],
-        "_diffusers_version": __version__,
+        "_diffusers_version": diffusers.__version__,
         "tunet": [Path(TUNET_FILE).stem, "TUNet"],
         **{part: [None, None] for part in (*TEXT_PARTS, "empty_prompt")},
     }
