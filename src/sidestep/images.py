@@ -1,5 +1,6 @@
 """Photos: from a file to an upright RGB picture, to a tensor, and back."""
 
+import base64
 import io
 import math
 import os
@@ -129,6 +130,13 @@ def to_image(tensor: Tensor) -> Image.Image:
     """A (3, H, W) tensor in [-1, 1] as an image; values outside are clipped."""
     pixels = (tensor.detach().float().cpu().clamp(-1.0, 1.0) + 1.0) * 127.5
     return Image.fromarray(pixels.round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
+
+
+def jpeg_url(image: Image.Image, quality: int) -> str:
+    """An image as the URL of a JPEG that it holds itself, for a page that needs no other file."""
+    file = io.BytesIO()
+    image.convert("RGB").save(file, "JPEG", quality=quality, optimize=True, comment=b"")
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 
 def gradient_energy(pictures: Tensor) -> Tensor:

@@ -1,12 +1,12 @@
 """How results show themselves in a notebook: small pieces of HTML that hold their pictures."""
 
-import base64
 from collections.abc import Sequence
 from html import escape
-from io import BytesIO
 from typing import TYPE_CHECKING
 
 from PIL import Image
+
+from sidestep.images import jpeg_url
 
 if TYPE_CHECKING:
     from sidestep.pipeline import Views
@@ -48,11 +48,8 @@ def pictures_html(pictures: Sequence[tuple[str, Image.Image | None]], columns: i
 def _figure(name: str, picture: Image.Image, size: int) -> str:
     small = picture.convert("RGB")
     small.thumbnail((size, size), Image.Resampling.LANCZOS)
-    buffer = BytesIO()
-    small.save(buffer, "JPEG", quality=85)
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
     return (
-        f'<figure style="margin:0"><img src="data:image/jpeg;base64,{data}" alt="{escape(name)}" '
+        f'<figure style="margin:0"><img src="{jpeg_url(small, 85)}" alt="{escape(name)}" '
         f'style="display:block;margin:0;width:{small.width}px;max-width:100%;height:auto">'
         f'<figcaption style="font-size:12px;opacity:.8">{escape(name)}</figcaption></figure>'
     )

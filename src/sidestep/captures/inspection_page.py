@@ -1,7 +1,5 @@
 """An inspection of captures as one HTML page that needs nothing else: no script, no font, no picture from outside."""
 
-import base64
-import io
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -16,7 +14,7 @@ from sidestep.captures.inspection import InspectedScene, Inspection, Range, Scen
 from sidestep.captures.lens import Array
 from sidestep.errors import SidestepError
 from sidestep.files import atomic_path
-from sidestep.images import Stored, load_image
+from sidestep.images import Stored, jpeg_url, load_image
 
 MOST_FAULTY, MOST_SOUND = 240, 60  # scenes drawn with an error or a warning, and without
 MOST_ROWS = 100  # of one kind of finding
@@ -200,10 +198,7 @@ def _photo(name: str, path: Path | Stored) -> str:
     except SidestepError:
         return f'<figure><span class="damaged">damaged</span>{caption}</figure>'
     picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    data = io.BytesIO()
-    picture.save(data, "JPEG", quality=75)
-    encoded = base64.b64encode(data.getvalue()).decode("ascii")
-    return f'<figure><img src="data:image/jpeg;base64,{encoded}" alt="{escape(name)}"/>{caption}</figure>'
+    return f'<figure><img src="{jpeg_url(picture, 75)}" alt="{escape(name)}"/>{caption}</figure>'
 
 
 def _drawing(arrangement: Arrangement, names: Sequence[str], marked: set[str]) -> str:

@@ -1,7 +1,5 @@
 """Side-by-side pictures of an evaluation: which pairs are shown, and their pictures, small enough for one page."""
 
-import base64
-import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ from torch.nn import functional
 from sidestep.evaluation.comparison import badness, choose_main_figure
 from sidestep.evaluation.results import EvaluatedPair, Figure, Results
 from sidestep.evaluation.tables import format_number
-from sidestep.images import load_image
+from sidestep.images import jpeg_url, load_image
 from sidestep.media import contact_sheet
 
 FIRST_PAIRS = 12
@@ -127,7 +125,7 @@ def load_gallery(results: Results, indices: list[int], pictures: Path, main_row:
                 Picture(
                     column=row.title if row else PARTS_TITLE if name == PARTS_COLUMN else name,
                     mark=row.mark if row else "",
-                    uri=_data_uri(file) if file.is_file() else None,
+                    uri=jpeg_url(_thumbnail(file), QUALITY) if file.is_file() else None,
                     figures=_values(results, name, figures, index),
                 )
             )
@@ -169,9 +167,3 @@ def _values(results: Results, row: str, figures: list[Figure], index: int) -> li
         if column is not None and (value := column[index]) is not None:
             texts.append(f"{figure.title} {format_number(value, figure.digits)}")
     return texts
-
-
-def _data_uri(path: Path) -> str:
-    buffer = io.BytesIO()
-    _thumbnail(path).save(buffer, "JPEG", quality=QUALITY, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
