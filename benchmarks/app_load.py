@@ -33,15 +33,18 @@ from typing import Any
 import httpx
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
 from PIL import Image
 from table import markdown, publish, run
 
-from sidestep import NovelViewPipeline, TUNet
+from sidestep import NovelViewPipeline
 from sidestep.app.parts import data_url
 from sidestep.app.poses import Pose
-from sidestep.app.session import Made, Session, Settings, Studio
+from sidestep.app.session import Made, Session, Settings
+from sidestep.app.studio import Studio
 from sidestep.errors import SidestepError
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+from miniatures import tiny_pipeline
 
 FOV = 45.0
 POSES = [{"yaw": 20, "pitch": 0, "distance": 1}, {"yaw": -35, "pitch": 10, "distance": 0.8}]
@@ -63,7 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model = options.model or str(_miniature(folder / "model"))
+        if options.model is None:
+            tiny_pipeline().save_pretrained(folder / "model")  # a view of its takes milliseconds
+        model = options.model or str(folder / "model")
         users = _users(folder, model, options.clients, options.steps)
         told = _serve_and_load(folder, model, users, options)
     publish(told.text(options, "a miniature model" if options.model is None else options.model), options.out)
@@ -133,21 +138,6 @@ def _last(values: list[float], parts: int) -> float:
     return quantiles(values, n=parts, method="inclusive")[-1] if len(values) > 1 else values[0]
 
 
-def _miniature(folder: Path) -> Path:
-    """A pipeline with random weights, for pictures of 16x16: a view takes milliseconds."""
-    torch.manual_seed(0)
-    sides = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    vae = AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, **sides)
-    vae.decoder.conv_out.weight.data.mul_(3)  # else its pictures are nearly grey
-    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (32,)}
-    unet = UNet2DModel(sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, norm_num_groups=8, **blocks)
-    small: dict[str, Any] = {"sample_size": 8, "block_out_channels": (16, 32), "attention_levels": 1, "head_dim": 8}
-    small |= {"cross_attention_dim": 24, "time_embed_dim": 24, "norm_groups": 4, "inversion_steps": 4}
-    scheduler = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
-    NovelViewPipeline(TUNet(**small).eval(), vae, unet, scheduler).save_pretrained(folder)
-    return folder
-
-
 def _users(folder: Path, model: str, count: int, steps: int) -> list[User]:
     """As many photos of coloured patches, with their views, each made alone."""
     studio = Studio([model], lambda name: NovelViewPipeline.from_pretrained(name, device="cpu"))
@@ -200,7 +190,7 @@ def _serve_and_load(folder: Path, model: str, users: list[User], options: argpar
             url = next((word for word in server.stdout.readline().split() if word.startswith("http")), None)
             if url is None:
                 raise SidestepError(f"the server did not start: {errors.read_text()}")
-            asyncio.run(_load(url, model, server.pid, server_folder, users, told, options))
+            asyncio.run(_load(url, server.pid, server_folder, users, told, options))
         finally:
             server.send_signal(signal.SIGTERM)
             server.wait(60)
@@ -209,15 +199,13 @@ def _serve_and_load(folder: Path, model: str, users: list[User], options: argpar
     return told
 
 
-async def _load(
-    url: str, model: str, pid: int, folder: Path, users: list[User], told: Told, options: argparse.Namespace
-) -> None:
+async def _load(url: str, pid: int, folder: Path, users: list[User], told: Told, options: argparse.Namespace) -> None:
     async with httpx.AsyncClient(base_url=url, timeout=PATIENCE) as first:
         while True:  # it listens before it answers
             with suppress(httpx.TransportError):
                 config = (await first.get("/config")).json()
                 break
-    page = Page(config, model, options.steps)
+    page = Page(config, options.steps)
     end = time.monotonic() + options.seconds
     watching = [
         asyncio.create_task(each)
@@ -240,10 +228,10 @@ async def _load(
 class Page:
     """The numbers of the page's functions, and what its controls hold at the start."""
 
-    def __init__(self, config: dict[str, Any], model: str, steps: int) -> None:
+    def __init__(self, config: dict[str, Any], steps: int) -> None:
         self._components = {each["id"]: each["props"] for each in config["components"]}
         self._dependencies = config["dependencies"]
-        self._model, self._steps = model, steps
+        self._steps = steps
         ids = {props.get("elem_id"): number for number, props in self._components.items()}
         self.upload = self._called(ids["upload"], "upload")
         self.follow = self._called(ids["viewport"], "input")
@@ -273,10 +261,10 @@ class Refused(Exception):
 class Client:
     """One visitor's page."""
 
-    def __init__(self, url: str, page: Page, told: Told) -> None:
+    def __init__(self, url: str, page: Page) -> None:
         self.http = httpx.AsyncClient(base_url=url, timeout=PATIENCE)
         self.session = secrets.token_hex(8)
-        self._page, self._told = page, told
+        self._page = page
 
     @asynccontextmanager
     async def here(self) -> AsyncIterator[None]:
@@ -371,7 +359,7 @@ async def _come_and_go(url: str, page: Page, number: int, users: list[User], tol
     await asyncio.sleep(rng.random())
     while time.monotonic() < end:
         told.count["visits"] += 1
-        client = Client(url, page, told)
+        client = Client(url, page)
         async with client.here():
             try:
                 if rng.random() < 0.1:

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import string
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,30 +37,24 @@ def own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     logging.getLogger("sidestep").setLevel(level)
 
 
+@pytest.fixture
+def sidestep(own_process: None, monkeypatch: pytest.MonkeyPatch) -> "Callable[..., int]":
+    """Runs the command line with some arguments in this process; returns its exit code."""
+    from sidestep.cli import main
+
+    def run(*arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["sidestep", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return int(end.value.code or 0)
+
+    return run
+
+
 @pytest.fixture(scope="session")
-def make_tiny_pipeline() -> "Callable[..., NovelViewPipeline]":
+def make_tiny_pipeline(miniatures: ModuleType) -> "Callable[..., NovelViewPipeline]":
     """Makes a pipeline with random weights, for pictures of 16x16, inverted in 4 steps; options are TUNet's."""
-    import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
-
-    from sidestep import NovelViewPipeline, TUNet
-
-    def make(seed: int = 0, **options: Any) -> NovelViewPipeline:
-        torch.manual_seed(seed)
-        sides = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-        vae = AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, **sides)
-        vae.decoder.conv_out.weight.data.mul_(3)  # else its pictures are nearly grey
-        blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (32,)}
-        unet = UNet2DModel(
-            sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, norm_num_groups=8, **blocks
-        )
-        small = {"sample_size": 8, "block_out_channels": (16, 32), "attention_levels": 1, "head_dim": 8}
-        small |= {"cross_attention_dim": 24, "time_embed_dim": 24, "norm_groups": 4, "inversion_steps": 4}
-        tunet = TUNet(**{**small, **options}).eval()
-        scheduler = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
-        return NovelViewPipeline(tunet, vae, unet, scheduler)
-
-    return make
+    return miniatures.tiny_pipeline
 
 
 @pytest.fixture(scope="session")
@@ -91,10 +86,9 @@ def make_text_parts(tmp_path_factory: pytest.TempPathFactory) -> "Callable[..., 
 
 @pytest.fixture(scope="session")
 def miniatures() -> ModuleType:
-    """The module `miniatures.py` beside this file, which brings torch."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parent)
-        import miniatures
+    """The module `miniatures.py` beside this file, which brings torch, so that it is imported where it is needed."""
+    import miniatures
+
     return miniatures
 
 

@@ -1,10 +1,11 @@
-"""A miniature prior, scenes and a store of latents, which several files of tests are about."""
+"""Miniature models, scenes and a store of latents, which several files of tests are about."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderDC, DDIMScheduler, UNet2DModel
+from diffusers import AutoencoderDC, AutoencoderKL, DDIMScheduler, UNet2DConditionModel, UNet2DModel
 from PIL import Image
 
 from sidestep.cameras import Camera
@@ -12,11 +13,15 @@ from sidestep.captures import Frame, Scene
 from sidestep.encoding import encode_captures
 from sidestep.inversion import InversionSettings
 from sidestep.latents import LatentStore
+from sidestep.pipeline import NovelViewPipeline
 from sidestep.prior import LatentPrior
 from sidestep.trajectories import orbit
+from sidestep.tunet import TUNet
 
 SETTINGS = InversionSettings(t_star=600, steps=3)
 SHARDS = 3
+# Stable Diffusion's schedule.
+SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 # Of TUNet, whatever the latents.
 TINY_TUNET = {
     "block_out_channels": (16, 32),
@@ -30,32 +35,69 @@ TINY_TUNET = {
 }
 
 
+def kl(**options: Any) -> AutoencoderKL:
+    """Of pictures and latents of any size, 2 pixels a latent."""
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    sizes = {"block_out_channels": (8, 8), "norm_num_groups": 4, "latent_channels": 4}
+    return AutoencoderKL(**{**sizes, **blocks, **options})
+
+
+def dc(**options: Any) -> AutoencoderDC:
+    """The same of another class."""
+    sizes = {
+        "latent_channels": 4,
+        "encoder_block_types": "ResBlock",
+        "decoder_block_types": "ResBlock",
+        "encoder_block_out_channels": (8, 8),
+        "decoder_block_out_channels": (8, 8),
+        "encoder_layers_per_block": (0, 1),
+        "decoder_layers_per_block": (0, 1),
+        "encoder_qkv_multiscales": ((), ()),
+        "decoder_qkv_multiscales": ((), ()),
+        "scaling_factor": 0.5,
+    }
+    return AutoencoderDC(**{**sizes, **options})
+
+
+def unet(**options: Any) -> UNet2DModel:
+    """For latents of 4 × 8 × 8."""
+    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (32,)}
+    size = {"sample_size": 8, "in_channels": 4, "out_channels": 4, "layers_per_block": 1, "norm_num_groups": 8}
+    return UNet2DModel(**{**size, **blocks, **options})
+
+
 def tiny_prior(seed: int = 0) -> LatentPrior:
     """For pictures of 32 × 32 pixels and latents of 4 × 16 × 16."""
     torch.manual_seed(seed)
-    vae = AutoencoderDC(
-        latent_channels=4,
-        encoder_block_types="ResBlock",
-        decoder_block_types="ResBlock",
-        encoder_block_out_channels=(8, 8),
-        decoder_block_out_channels=(8, 8),
-        encoder_layers_per_block=(0, 1),
-        decoder_layers_per_block=(0, 1),
-        encoder_qkv_multiscales=((), ()),
-        decoder_qkv_multiscales=((), ()),
-        scaling_factor=0.5,
-    )
-    unet = UNet2DModel(
-        sample_size=16,
-        in_channels=4,
-        out_channels=4,
-        layers_per_block=1,
-        norm_num_groups=8,
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
+    return LatentPrior(dc(), unet(sample_size=16), SD)
+
+
+def tiny_pipeline(seed: int = 0, **options: Any) -> NovelViewPipeline:
+    """With random weights, for pictures of 16 × 16 pixels, inverted in 4 steps; options are TUNet's."""
+    torch.manual_seed(seed)
+    vae = kl()
+    vae.decoder.conv_out.weight.data.mul_(3)  # else its pictures are nearly grey
+    network = unet()
+    small = {"sample_size": 8, "block_out_channels": (16, 32), "attention_levels": 1, "head_dim": 8}
+    small |= {"cross_attention_dim": 24, "time_embed_dim": 24, "norm_groups": 4, "inversion_steps": 4}
+    tunet = TUNet(**{**small, **options}).eval()
+    return NovelViewPipeline(tunet, vae, network, DDIMScheduler(**SD))
+
+
+def reading(pipeline: NovelViewPipeline, *text: Any) -> NovelViewPipeline:
+    """The pipeline on a prior that reads text, by an encoder of 16 numbers a token and its tokenizer."""
+    blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
+    torch.manual_seed(0)
+    network = UNet2DConditionModel(
+        sample_size=8,
         block_out_channels=(32,),
+        norm_num_groups=8,
+        layers_per_block=1,
+        cross_attention_dim=16,
+        attention_head_dim=8,
+        **blocks,
     )
-    return LatentPrior(vae, unet, DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012))
+    return NovelViewPipeline(pipeline.tunet, pipeline.vae, network, pipeline.scheduler, *text)
 
 
 def write_scenes(folder: Path) -> list[Scene]:

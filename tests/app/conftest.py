@@ -4,16 +4,16 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from string import ascii_lowercase
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from PIL import ExifTags, Image
 
 import sidestep.devices
-from sidestep.app.session import Studio
+from sidestep.app.studio import Studio
 from sidestep.images import load_image
 from sidestep.pipeline import NovelViewPipeline
 
@@ -29,19 +29,9 @@ def tiny(make_tiny_pipeline: Callable[..., NovelViewPipeline]) -> NovelViewPipel
 
 
 @pytest.fixture(scope="session")
-def reader(tiny: NovelViewPipeline, make_text_parts: Callable[..., Any]) -> NovelViewPipeline:
+def reader(miniatures: ModuleType, tiny: NovelViewPipeline, make_text_parts: Callable[..., Any]) -> NovelViewPipeline:
     """The miniature model on a prior that reads text: letters."""
-    blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(32,),
-        norm_num_groups=8,
-        layers_per_block=1,
-        cross_attention_dim=16,
-        attention_head_dim=8,
-        **blocks,
-    )
-    return NovelViewPipeline(tiny.tunet, tiny.vae, unet, tiny.scheduler, *make_text_parts())
+    return miniatures.reading(tiny, *make_text_parts())
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
-from sidestep.app import uploads
+from sidestep.app import answers, uploads
 from sidestep.app.session import ARCHIVE, VIDEO
 
 pytest.importorskip("gradio", reason="the page's extra is not installed")
@@ -305,7 +305,7 @@ def test_a_session_is_the_visitors_who_used_it_first(app: Any) -> None:
     one.get("/")
     other.get("/")
     assert begin(one, "mine").status_code == 200
-    session = app.state.sessions.of("mine")
+    session = app.state.sessions.find("mine")
     folder = session._folder / "made-1"
     folder.mkdir()
     for name in (ARCHIVE, VIDEO, "other.png"):
@@ -343,7 +343,7 @@ def test_a_part_of_a_result_says_nothing_of_who_asked(guarded: Any, asked: str, 
     client.get("/", params={"token": TOKEN})
     session = asked.encode().hex()
     assert begin(client, session).status_code == 200
-    folder = guarded.state.sessions.of(session)._folder / "made-1"
+    folder = guarded.state.sessions.find(session)._folder / "made-1"
     folder.mkdir(exist_ok=True)
     (folder / VIDEO).write_bytes(b"0123456789")
     (cookie,) = client.cookies.jar
@@ -357,16 +357,15 @@ def test_a_part_of_a_result_says_nothing_of_who_asked(guarded: Any, asked: str, 
     assert (whole.headers["content-length"], whole.headers["accept-ranges"]) == ("10", "bytes")
 
 
-def test_a_cookie_that_this_server_did_not_seal_is_none(app: Any) -> None:
-    one = visitor(app)
-    one.get("/")
+def test_a_cookie_that_this_server_did_not_seal_lets_nobody_in(guarded: Any) -> None:
+    one = visitor(guarded, BEYOND)
+    one.get("/", params={"token": TOKEN})
     (cookie,) = one.cookies.jar
-    assert begin(one, "sealed").status_code == 200
     name, _, seal = str(cookie.value).partition(".")
-    for forged in (name, f"{name}.", f"{name}.{seal[:-1]}", f"x{name}.{seal}", f".{seal}", f"{name}.{'é' * 64}"):
-        thief = visitor(app, headers={"cookie": f"{cookie.name}={forged}".encode()})
-        assert begin(thief, "sealed").status_code == 403
-    assert begin(visitor(app, cookies=dict(one.cookies)), "sealed").status_code == 200
+    for forged in (name, f"{name}.", f"{name}.{seal[:-1]}", f"x{name[1:]}.{seal}", f".{seal}", f"{name}.{'é' * 64}"):
+        thief = visitor(guarded, BEYOND, headers={"cookie": f"{cookie.name}={forged}".encode()})
+        assert thief.get("/config").status_code == 401
+    assert visitor(guarded, BEYOND, cookies=dict(one.cookies)).get("/config").status_code == 200
 
 
 def test_the_token_is_asked_for_everywhere(guarded: Any) -> None:
@@ -387,6 +386,10 @@ def test_the_token_is_asked_for_everywhere(guarded: Any) -> None:
         ):
             assert answer.status_code == 401
             assert "set-cookie" not in answer.headers
+    again = client.post("/sidestep/enter", data={"token": TOKEN[:-1]})
+    assert "not the token" in again.text
+    assert 'action="/sidestep/enter"' in again.text  # wherever the form is seen
+    assert "not the token" not in asked.text
 
 
 @pytest.mark.parametrize("way", ["address", "form"])
@@ -454,6 +457,14 @@ def test_a_second_file_and_a_long_name_of_an_upload_are_refused(client: TestClie
     assert client.post(f"{API}/upload", params={"upload_id": "x" * 65}, files=one).status_code == 400
     assert not {path.name for path in files(client)} - {path.name for path in before} & {"two-0.png", "long-1.png"}
     assert client.post(f"{API}/upload", params={"upload_id": "x" * 64}, files=one).status_code == 200
+
+
+def test_who_does_not_read_the_answers_gets_no_more(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "are_unread", lambda page, session: session == "one")
+    body = {"data": [], "fn_index": function(client, "make")["id"]}
+    for session, answer in (("one", 503), ("two", 200)):
+        assert client.post(f"{API}/queue/join", json={**body, "session_hash": session}).status_code == answer
+    assert begin(client, "one").status_code == 200  # what waits in no queue
 
 
 def test_the_page_may_say_that_an_event_is_over(client: TestClient) -> None:

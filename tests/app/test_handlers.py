@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from sidestep.app.poses import Pose
-from sidestep.app.session import Session, Sessions, Settings, Studio
+from sidestep.app.session import Session, Settings
+from sidestep.app.sessions import Sessions
+from sidestep.app.studio import Studio
 from sidestep.errors import SidestepError
 
 pytest.importorskip("gradio", reason="the page's extra is not installed")
@@ -55,7 +57,8 @@ def test_prompts_are_offered_where_the_model_reads_text(
 def test_describing_fills_the_prompt(handlers: Handlers, sessions: Sessions, photo: Path, warnings: list[str]) -> None:
     *_, (prompt, status) = handlers.describe(USER)
     assert "drop one" in status["text"]
-    sessions.of("one").open(photo)
+    with sessions.use("one") as session:
+        session.open(photo)
     *_, (prompt, status) = handlers.describe(USER)
     assert prompt.startswith("ab ")
     assert "Edit" in status["text"]
@@ -69,7 +72,8 @@ def test_a_captioner_that_cannot_be_had_is_told_in_words(
         raise SidestepError("some/captioner: BLIP cannot be loaded")
 
     monkeypatch.setattr(sessions._studio, "describe", unreachable)
-    sessions.of("one").open(photo)
+    with sessions.use("one") as session:
+        session.open(photo)
     *_, (_, status) = handlers.describe(USER)
     assert status["tone"] == "bad"
     assert warnings == ["some/captioner: BLIP cannot be loaded"]
@@ -149,7 +153,8 @@ def make(handlers: Handlers, turn: int | None, **changed: Any) -> list[Any]:
 def test_a_number_out_of_its_range_is_named_and_nothing_waits_on(
     handlers: Handlers, sessions: Sessions, photo: Path, warnings: list[str], changed: dict[str, Any], fault: str
 ) -> None:
-    sessions.of("one").open(photo)
+    with sessions.use("one") as session:
+        session.open(photo)
     turn, *_ = handlers.begin(USER)
     *_, (status, *_, cancel) = make(handlers, turn, **changed)
     assert fault in status["text"]
@@ -159,7 +164,8 @@ def test_a_number_out_of_its_range_is_named_and_nothing_waits_on(
 
 
 def test_a_made_view_tells_where_it_was_seen_from(handlers: Handlers, sessions: Sessions, photo: Path) -> None:
-    sessions.of("one").open(photo)
+    with sessions.use("one") as session:
+        session.open(photo)
     *_, (status, final, *_) = make(handlers, None, pose={"yaw": -70, "pitch": 5, "distance": 0.95})
     assert status["text"] == "Done."
     assert final["note"] == "yaw -70°, pitch 5°, distance 0.95"
@@ -170,7 +176,8 @@ def test_a_made_view_tells_where_it_was_seen_from(handlers: Handlers, sessions: 
 def test_work_that_was_cancelled_before_it_began_does_not_start(
     handlers: Handlers, sessions: Sessions, photo: Path
 ) -> None:
-    sessions.of("one").open(photo)
+    with sessions.use("one") as session:
+        session.open(photo)
     turn, *_ = handlers.begin(USER)
     handlers.cancel(USER)
     assert [update[0]["text"] for update in make(handlers, turn)] == ["Cancelled."]
@@ -182,8 +189,8 @@ def test_work_that_was_cancelled_before_it_began_does_not_start(
 
 def test_who_is_alone_does_not_wait(handlers: Handlers, sessions: Sessions, photo: Path) -> None:
     assert handlers.begin(USER)[1]["text"] == "Starting"
-    other = sessions.of("two")
-    other.open(photo)
+    with sessions.use("two") as other:
+        other.open(photo)
     work = other.make(Settings("tiny", 45.0, steps=100), Pose())
     next(work)
     assert handlers.begin(USER)[1]["text"] == "Waiting for its turn"
@@ -216,7 +223,8 @@ def test_two_people_may_send_one_photo(handlers: Handlers, sessions: Sessions, p
         user: Any = SimpleNamespace(session_hash=name)
         *_, (*_, status) = handlers.upload(str(photo), "tiny", user)
         assert status["tone"] == ""
-        assert sessions.of(name).has_photo
+        with sessions.use(name) as session:
+            assert session.has_photo
 
 
 def test_key_frames_are_offered_for_their_path_alone(handlers: Handlers) -> None:
@@ -234,7 +242,7 @@ def test_only_a_path_that_would_stay_where_it_is_moves_the_camera(handlers: Hand
 
 
 def test_who_finds_no_place_is_told(handlers: Handlers, warnings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sidestep.app.session.MAX_SESSIONS", 0)
+    monkeypatch.setattr("sidestep.app.sessions.MAX_SESSIONS", 0)
     with pytest.raises(gr.Error, match="try again"):
         handlers.begin(USER)
     *_, (status, *_, cancel) = make(handlers, None)

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from sidestep.app.session import Sessions, Studio
+from sidestep.app.sessions import Sessions
+from sidestep.app.studio import Studio
 from sidestep.errors import SidestepError
 
 pytest.importorskip("gradio", reason="the page's extra is not installed")

@@ -18,7 +18,9 @@ from PIL import Image
 from sidestep.app import session as module
 from sidestep.app.poses import Path as CameraPath
 from sidestep.app.poses import Pose, target
-from sidestep.app.session import Cancelled, Coarse, Made, Session, Sessions, Settings, Step, Studio
+from sidestep.app.session import Made, Session, Settings, Step
+from sidestep.app.studio import Studio
+from sidestep.app.turns import Cancelled
 from sidestep.cameras import Camera
 from sidestep.captures import read_captures
 from sidestep.cli.view import _targets
@@ -114,19 +116,16 @@ def test_the_field_of_view_changes_the_view_and_its_camera(session: Session, pho
     assert float(made.views.cameras[0].fov) == pytest.approx(80, abs=0.1)
 
 
-def test_work_tells_its_stages_and_shows_the_coarse_view_first(session: Session, photo: Path) -> None:
+def test_work_tells_its_stages_and_ends_with_the_views(session: Session, photo: Path) -> None:
     session.open(photo)
-    events = list(session.make(SETTINGS, Pose()))
-    kinds = [type(event) for event in events]
-    assert kinds.index(Coarse) < kinds.index(Made) == len(kinds) - 1
-    stages = [event.stage for event in events if isinstance(event, Step)]
+    *steps, made = session.make(SETTINGS, Pose())
+    stages = [step.stage for step in steps if isinstance(step, Step)]
+    assert len(stages) == len(steps)
     assert any(stage.startswith("Sampling") for stage in stages)
-    coarse = next(event for event in events if isinstance(event, Coarse))
-    assert not differ(coarse.images[0], session.coarse(SETTINGS, Pose()))
-    made = events[-1]
     assert isinstance(made, Made)
     assert made.video is None
-    assert differ(made.views.images[0], coarse.images[0])
+    assert not differ(made.views.coarse[0], session.coarse(SETTINGS, Pose()))
+    assert differ(made.views.images[0], made.views.coarse[0])
 
 
 def test_the_archive_holds_the_pictures_with_their_cameras(session: Session, photo: Path, tmp_path: Path) -> None:
@@ -184,7 +183,7 @@ def test_consistency_steadies_the_views_of_a_path(session: Session, photo: Path)
 def test_a_photo_is_described_and_the_words_guide_the_view(
     reading_studio: Studio, photo: Path, other_photo: Path, tmp_path: Path
 ) -> None:
-    session = Sessions(reading_studio, tmp_path).of("one")
+    session = Session(reading_studio, tmp_path)
     with pytest.raises(SidestepError, match="drop one"):
         session.describe()
     session.open(other_photo)
@@ -224,11 +223,23 @@ def test_closing_the_iterator_stops_the_work(session: Session, photo: Path) -> N
 
 
 def test_cancelled_work_leaves_neither_pictures_nor_files_and_its_turn_to_others(
-    session: Session, studio: Studio, photo: Path, tmp_path: Path
+    session: Session, studio: Studio, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pictures: list[weakref.ref[Image.Image]] = []
+    call = NovelViewPipeline.__call__
+
+    def watched(*inputs: Any, on_coarse: Any, **options: Any) -> Any:
+        def seen(images: list[Image.Image]) -> None:
+            pictures.append(weakref.ref(images[0]))
+            on_coarse(images)
+
+        return call(*inputs, on_coarse=seen, **options)
+
+    monkeypatch.setattr(NovelViewPipeline, "__call__", watched)
     session.open(photo)
     work = session.make(Settings("tiny", 45.0, steps=100), Pose(), CameraPath("orbit", 60))
-    pictures = [weakref.ref(next(event for event in work if isinstance(event, Coarse)).images[0])]
+    while not pictures:
+        next(work)
     session.cancel()
     with pytest.raises(Cancelled):
         list(work)
@@ -299,8 +310,9 @@ def test_each_work_has_files_of_its_own(session: Session, photo: Path) -> None:
 
 
 def test_a_drag_is_answered_while_long_work_goes_on(studio: Studio, photo: Path, tmp_path: Path) -> None:
-    busy, dragging = (Sessions(studio, tmp_path).of(name) for name in ("one", "two"))
+    busy, dragging = Session(studio, tmp_path / "one"), Session(studio, tmp_path / "two")
     for session in (busy, dragging):
+        session._folder.mkdir()
         session.open(photo)
     work = busy.make(Settings("tiny", 45.0, steps=100), Pose(), CameraPath("orbit", 60))
     next(work)
@@ -392,148 +404,6 @@ def test_photos_beyond_the_limits_are_refused(session: Session, photo: Path, mon
         session.open(photo)
 
 
-def test_users_do_not_see_each_other(studio: Studio, photo: Path, other_photo: Path, tmp_path: Path) -> None:
-    sessions = Sessions(studio, tmp_path)
-    sessions.of("one").open(photo)
-    sessions.of("two").open(other_photo)
-    assert differ(sessions.of("one").picture("tiny"), sessions.of("two").picture("tiny"))
-    assert not sessions.of("three").has_photo
-
-
-def test_a_session_leaves_no_files(
-    studio: Studio, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root = tmp_path / "all"
-    root.mkdir()
-    sessions = Sessions(studio, root)
-    sessions.of("one").open(photo)
-    finish(sessions.of("one"))
-    assert list(root.rglob("*.zip"))
-    monkeypatch.setattr(module, "AWAY", -1.0)
-    sessions.leave("one")
-    sessions.leave("one")
-    sessions.sweep()
-    assert not list(root.iterdir())
-
-
-def test_a_session_outlives_a_broken_connection_but_its_work_does_not(
-    studio: Studio, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = 0.0
-    monkeypatch.setattr(module, "monotonic", lambda: now)
-    sessions = Sessions(studio, tmp_path)
-    sessions.of("one").open(photo)
-    turn = sessions.of("one").begin()
-    sessions.leave("one")
-    with pytest.raises(Cancelled):
-        list(sessions.of("one").make(SETTINGS, Pose(), turn=turn))
-    for _ in range(3):  # it is seen again, each time before it is given up
-        now += module.AWAY - 1
-        sessions.sweep()
-        assert sessions.of("one").has_photo
-    now += module.AWAY + 1
-    sessions.sweep()
-    assert not sessions.of("one").has_photo
-
-
-def test_what_a_closed_page_asked_for_last_does_not_keep_its_session(
-    studio: Studio, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = 0.0
-    monkeypatch.setattr(module, "monotonic", lambda: now)
-    sessions = Sessions(studio, tmp_path)
-    for name in ("closed", "open"):
-        sessions.of(name).open(photo)
-    sessions.leave("closed")
-    sessions.of("closed")  # its last request, which waited behind others
-    now += module.AWAY + 1
-    sessions.sweep()
-    assert len(sessions) == 1
-    assert sessions.of("open").has_photo
-    now += module.UNUSED + 1
-    sessions.sweep()
-    assert len(sessions) == 0
-
-
-def test_there_are_not_more_sessions_than_agreed(
-    studio: Studio, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = 0.0
-    monkeypatch.setattr(module, "monotonic", lambda: now)
-    monkeypatch.setattr(module, "MAX_SESSIONS", 2)
-    root = tmp_path / "all"
-    root.mkdir()
-    sessions = Sessions(studio, root)
-    for name in ("one", "two"):
-        sessions.of(name).open(photo)
-    with pytest.raises(SidestepError, match=r"2 people .* try again"):
-        sessions.of("three")
-    now += module.SPARE + 1
-    assert sessions.of("one").has_photo
-    sessions.of("three")  # in place of two, who did nothing
-    assert len(sessions) == len(list(root.iterdir())) == 2
-    assert sessions.of("one").has_photo
-    sessions.leave("three")
-    sessions.of("four")  # at once
-    assert sessions.find("three") is None
-    assert sessions.of("one").has_photo
-
-
-def test_who_waits_for_others_work_keeps_the_place(
-    studio: Studio, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = 0.0
-    monkeypatch.setattr(module, "monotonic", lambda: now)
-    monkeypatch.setattr(module, "MAX_SESSIONS", 1)
-    sessions = Sessions(studio, tmp_path)
-    sessions.of("one").open(photo)
-    sessions.of("one").begin()
-    now += module.SPARE + 1
-    with pytest.raises(SidestepError, match="try again"):
-        sessions.of("two")
-    now += module.SPARE_WAITING
-    sessions.of("two")  # it never came
-    sessions.of("two").begin()  # of nothing
-    now += module.SPARE + 1
-    assert not sessions.of("three").has_photo
-
-
-@pytest.mark.parametrize("call", ["picture", "coarse", "describe", "open"])
-def test_whose_photo_is_at_work_keeps_the_place(
-    tiny: NovelViewPipeline, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
-) -> None:
-    now = 0.0
-    monkeypatch.setattr(module, "monotonic", lambda: now)
-    monkeypatch.setattr(module, "MAX_SESSIONS", 1)
-
-    def a_newcomer(*_: object, **__: object) -> Any:
-        nonlocal now
-        now += module.UNUSED + 1
-        sessions.sweep()
-        with pytest.raises(SidestepError, match="try again"):
-            sessions.of("two")
-        raise SidestepError("was here")
-
-    sessions = Sessions(Studio(["tiny"], lambda name: tiny, a_newcomer), tmp_path)
-    session = sessions.of("one")
-    session.open(photo)
-    calls = {
-        "picture": lambda: session.picture("tiny"),
-        "coarse": lambda: session.coarse(SETTINGS, Pose()),
-        "describe": session.describe,
-        "open": lambda: session.open(photo),
-    }
-    monkeypatch.setattr(tiny, "invert", a_newcomer)
-    monkeypatch.setattr(module, "load_image", a_newcomer)
-    with pytest.raises(SidestepError, match="was here"):
-        calls[call]()
-    now += module.SPARE - 1  # since it ended
-    with pytest.raises(SidestepError, match="try again"):
-        sessions.of("two")
-    now += 2
-    sessions.of("two")
-
-
 def test_of_photos_that_are_opened_at_once_the_last_one_stays(
     session: Session, photo: Path, other_photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -566,27 +436,3 @@ def test_a_photo_that_is_opened_while_its_session_ends_is_not_kept(
         session.open(photo)
     assert not session.has_photo
     assert not (tmp_path / "session").exists()
-
-
-def test_models_are_loaded_once_and_when_asked_for(tiny: NovelViewPipeline) -> None:
-    loaded: list[str] = []
-    studio = Studio(["a", "b", "a"], lambda name: loaded.append(name) or tiny)  # type: ignore[func-returns-value]
-    assert studio.models == ["a", "b"]
-    studio.pipe("b")
-    studio.pipe("b")
-    assert loaded == ["b"]
-
-
-def test_a_model_that_is_there_is_used_while_another_is_loaded(tiny: NovelViewPipeline) -> None:
-    def load(name: str) -> NovelViewPipeline:
-        if name == "b":
-            used = Thread(target=lambda: had.append(studio.pipe("a")), daemon=True)
-            used.start()
-            used.join()  # for ever, where it waits for this
-        return tiny
-
-    had: list[NovelViewPipeline] = []
-    studio = Studio(["a", "b"], load)
-    studio.pipe("a")
-    studio.pipe("b")
-    assert had == [tiny]

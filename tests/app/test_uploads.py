@@ -86,11 +86,28 @@ def test_only_what_no_session_has_is_swept(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "digest" / "photo.png").touch()
     (tmp_path / "tmpbroken").touch()  # of an upload that broke off
     uploads = Uploads(tmp_path)
-    uploads.sweep()
+    asyncio.run(uploads.sweep())
     assert len(list(tmp_path.iterdir())) == 3
     monkeypatch.setattr(module, "KEPT", -1.0)
-    uploads.sweep()
+    asyncio.run(uploads.sweep())
     assert [path.name for path in tmp_path.rglob("*")] == ["session-1", "photo"]
+
+
+def test_a_photo_that_is_sent_again_during_a_sweep_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = tmp_path / "digest" / "photo.png"
+    sent.parent.mkdir()
+    sent.touch()
+
+    def remove(folder: Path, ignore_errors: bool) -> None:
+        sent.parent.mkdir(exist_ok=True)
+        sent.touch()
+        rmtree(folder, ignore_errors)
+
+    rmtree = module.shutil.rmtree
+    monkeypatch.setattr(module.shutil, "rmtree", remove)
+    monkeypatch.setattr(module, "KEPT", -1.0)
+    asyncio.run(Uploads(tmp_path).sweep())
+    assert list(tmp_path.rglob("*")) == [sent.parent, sent]
 
 
 def test_an_upload_that_takes_too_long_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,8 +41,8 @@ PATIENCE = 60_000  # ms; a loaded machine is slow, and nothing here is about tim
 
 # The command, but for how long the session of a closed page is kept.
 PROGRAM = """
-from sidestep.app import server, session
-session.AWAY, server.SWEEP = 2, 1
+from sidestep.app import server, sessions
+sessions.AWAY, server.SWEEP = 2, 1
 from sidestep.__main__ import main
 main()
 """
@@ -50,12 +50,12 @@ main()
 Open = Callable[..., Any]
 
 
-def start(folder: Path, stderr: Any = None) -> tuple[str, subprocess.Popen[str]]:
+def start(folder: Path, stderr: Any = None, **environment: str) -> tuple[str, subprocess.Popen[str]]:
     """A server whose temporary files go to a folder: its address and its process."""
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, "app", "--port", "0"],
         # gradio looks for closed pages every 15 seconds, and four times a second where this is set.
-        env={**os.environ, "TMPDIR": str(folder), "OMP_NUM_THREADS": "1", "GRADIO_IS_E2E_TEST": "1"},
+        env={**os.environ, "TMPDIR": str(folder), "OMP_NUM_THREADS": "1", "GRADIO_IS_E2E_TEST": "1", **environment},
         stdout=subprocess.PIPE,
         stderr=stderr,
         text=True,
@@ -514,3 +514,41 @@ def test_ctrl_c_ends_the_server_amid_work_in_one_word(desk: Any, tmp_path: Path)
         page.close()
     assert (tmp_path / "told").read_text().strip() == "interrupted"
     assert not list(tmp_path.glob("sidestep-app-*"))
+
+
+@pytest.mark.slow
+def test_a_token_is_asked_for_once_and_links_elsewhere_lead_in(desk: Any, tmp_path: Path) -> None:
+    token = "a token of words and 1 number"
+    address, process = start(tmp_path, SIDESTEP_TOKEN=token)
+
+    def follow_link(context: Any, to: str) -> Any:
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE)
+        link = f'<a href="{to}">Sidestep</a>'
+        page.route("http://elsewhere.example/", lambda route: route.fulfill(body=link, content_type="text/html"))
+        page.goto("http://elsewhere.example/")
+        page.click("a")
+        page.wait_for_selector("#examples button")
+        assert token not in page.url
+        return page
+
+    context = desk.browser.new_context()
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE)
+    page.goto(address)
+    for told in (token[:-1], token):
+        assert not page.locator("#examples").count()
+        page.get_by_label("The token").fill(told)
+        page.get_by_role("button", name="Enter").click()
+        page.wait_for_selector("text=That is not the token." if told != token else "#examples button")
+    (cookie,) = context.cookies()
+    assert cookie["httpOnly"]
+    assert cookie["sameSite"] == "Strict"
+    assert token not in cookie["value"]
+    use_example(page, "chair")
+    follow_link(context, address)  # without its cookie
+    assert [each["value"] for each in context.cookies()] == [cookie["value"]]
+    use_example(page, "table")  # the first one works on
+    follow_link(desk.browser.new_context(), f"{address}/?token={token.replace(' ', '%20')}")
+    process.send_signal(signal.SIGTERM)
+    process.wait(60)

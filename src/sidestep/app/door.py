@@ -6,7 +6,7 @@ listed here is not there.
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -15,7 +15,9 @@ from starlette.datastructures import Headers, QueryParams
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 
-from sidestep.app.session import ARCHIVE, MAX_BYTES, Sessions
+from sidestep.app import answers
+from sidestep.app.session import ARCHIVE, MAX_BYTES
+from sidestep.app.sessions import Sessions
 from sidestep.app.uploads import Full, OnePhoto, Uploads, in_time
 from sidestep.app.visitors import PROGRAM, Visitors
 
@@ -33,6 +35,15 @@ READ += (f"{API}/app_id", f"{API}/info", f"{API}/startup-events", f"{API}/theme.
 READ_BELOW = ("/assets/", "/static/", "/svelte/", "/sidestep/", HEARTBEAT, FILE)
 OPEN = ("/manifest.json",)  # a browser asks for it without its cookies
 
+# What gradio and the scene need, and nothing from anywhere else, nor for anybody else.
+_POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"
+_HEADERS = [
+    (b"content-security-policy", _POLICY.encode()),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"referrer-policy", b"same-origin"),
+    (b"x-content-type-options", b"nosniff"),
+]
+
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # of a session
 
 # A link elsewhere does not send a cookie that is meant for its own site; this page, loaded once more by itself, does.
@@ -43,12 +54,13 @@ _ASK = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>Sidestep</title>
 <style>
-body { font: 1rem/1.5 system-ui, sans-serif; max-width: 24rem; margin: 20vh auto; padding: 0 1rem }
-input, button { font: inherit; box-sizing: border-box; width: 100%; margin-top: .5rem; padding: .5rem }
-@media (prefers-color-scheme: dark) { body { background: #14181f; color: #e6e9ef } }
+body {{ font: 1rem/1.5 system-ui, sans-serif; max-width: 24rem; margin: 20vh auto; padding: 0 1rem }}
+input, button {{ font: inherit; box-sizing: border-box; width: 100%; margin-top: .5rem; padding: .5rem }}
+@media (prefers-color-scheme: dark) {{ body {{ background: #14181f; color: #e6e9ef }} }}
 </style>
-<form method="post" action="sidestep/enter">
+<form method="post" action="{action}">
 <h1>Sidestep</h1>
+<p role="alert">{fault}</p>
 <label>The token that this page was started with<input name="token" type="password" autofocus required></label>
 <button>Enter</button>
 </form>
@@ -69,21 +81,22 @@ class Door:
         visitors: Visitors,
         sessions: Sessions,
         uploads: Uploads,
-        functions: Mapping[int, Any],
+        page: Any,
         folder: Path,
     ) -> None:
         """
         Args:
-            functions: what the page's events call, as gradio keeps it, by its number.
+            page: gradio's, of which the functions and the queue are looked at.
             folder: where gradio puts uploads.
         """
         self._app, self._visitors, self._sessions, self._uploads = app, visitors, sessions, uploads
-        self._functions, self._folder = functions, folder
+        self._page, self._folder = page, folder
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
+            send = _with(send, *_HEADERS)
             try:
                 await self._enter(scope, receive, send)
             except _Refused as refused:
@@ -113,7 +126,7 @@ class Door:
         if path == "/" and "page" in request.query_params:
             raise _Refused(404, "There is one page")
         if path == "/" and visitor == PROGRAM:
-            send = _with(send, self._visitors.greet(secure))
+            send = _with(send, (b"set-cookie", self._visitors.greet(secure).encode()))
         await self._pass(request, visitor or PROGRAM, send)
 
     async def _pass(self, request: Request, visitor: str, send: Any) -> None:
@@ -178,9 +191,12 @@ class Door:
             raise _Refused(400, "Not JSON") from None
         if not isinstance(told, dict):
             raise _Refused(400, "Not a JSON object")
-        self._check_owner(visitor, told.get("session_hash"))
-        if request.scope["path"] == JOIN or request.scope["path"].startswith(RUN):
+        session, path = told.get("session_hash", ""), request.scope["path"]
+        self._check_owner(visitor, session)
+        if path == JOIN or path.startswith(RUN):
             self._check_call(told)
+        if path == JOIN and answers.are_unread(self._page, session):
+            raise _Refused(503, "The last answers were not read; read them, or load the page again")
 
         async def again() -> Any:
             return waiting.pop() if waiting else await request.receive()
@@ -190,7 +206,7 @@ class Door:
 
     def _check_call(self, told: dict[str, Any]) -> None:
         index, data = told.get("fn_index"), told.get("data")
-        function = self._functions.get(index) if isinstance(index, int) else None
+        function = self._page.fns.get(index) if isinstance(index, int) else None
         if function is None or not isinstance(data, list) or len(data) != len(function.inputs) or told.get("batched"):
             raise _Refused(422, "The page has no such function")
         # Gradio would copy any file of this machine, or fetch any address, for who names it in place of an upload.
@@ -207,7 +223,7 @@ class Door:
         else:
             told = request.query_params.get("token", "")
         if not self._visitors.admits(told):
-            return _ask("/")
+            return _ask("/", "That is not the token.")
         answer: Response
         if request.scope["path"] == ENTER:
             answer = RedirectResponse("../", 303, _UNKEPT)
@@ -280,17 +296,19 @@ def _paths(told: Any) -> Iterator[Any]:
             waiting += each
 
 
-def _ask(path: str) -> Response:
+def _ask(path: str, fault: str = "") -> Response:
     headers = {"www-authenticate": "Bearer", **_UNKEPT}
     if path == "/":
-        return HTMLResponse(_ASK, 401, headers)
+        return HTMLResponse(_ASK.format(action=ENTER, fault=fault), 401, headers)
     return PlainTextResponse("The token is missing, or another", 401, headers)
 
 
-def _with(send: Any, cookie: str) -> Any:
+def _with(send: Any, *headers: tuple[bytes, bytes]) -> Any:
+    """Sends an answer with some more headers."""
+
     async def sent(message: Any) -> None:
         if message["type"] == "http.response.start":
-            message = {**message, "headers": [*message["headers"], (b"set-cookie", cookie.encode())]}
+            message = {**message, "headers": [*message["headers"], *headers]}
         await send(message)
 
     return sent

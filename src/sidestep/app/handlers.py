@@ -4,6 +4,7 @@ import html
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import gradio as gr
 from sidestep.app import poses
 from sidestep.app.parts import data_url, told
 from sidestep.app.poses import Pose
-from sidestep.app.session import Coarse, Made, Session, Sessions, Settings, Step, Studio
+from sidestep.app.session import Made, Session, Settings
+from sidestep.app.sessions import Sessions
+from sidestep.app.studio import Studio
 from sidestep.app.turns import Cancelled
 from sidestep.cameras import Camera
 from sidestep.errors import SidestepError
@@ -52,9 +55,9 @@ class Handlers:
         kept = (gr.skip(),) * 7
         yield (gr.skip(), *kept, told("Inversion of the photo"))
         try:
-            session = self._session(request)
-            fov = session.open(path)
-            photo = data_url(session.picture(model))
+            with self._use(request) as session:
+                fov = session.open(path)
+                photo = data_url(session.picture(model))
         except Exception as error:
             yield (None, *kept, _refused(error))
             return
@@ -96,12 +99,12 @@ class Handlers:
             if (path := _path(kind, frames, smooth, keys)) is not None:
                 source = Camera.from_fov(fov, 2, 2)
                 drawn["path"] = poses.matrices(poses.drawn(path, source, where, elevation), source)
-            session = self._session(request)
-            if not session.has_photo:
-                if has_photo:
-                    gr.Warning("The server no longer has the photo; choose it again.")
-                return "", gr.update(**drawn, photo="", preview=""), ""
-            preview = data_url(session.coarse(Settings(model, fov, category or None), where))
+            with self._use(request) as session:
+                if not session.has_photo:
+                    if has_photo:
+                        gr.Warning("The server no longer has the photo; choose it again.")
+                    return "", gr.update(**drawn, photo="", preview=""), ""
+                preview = data_url(session.coarse(Settings(model, fov, category or None), where))
         except Exception as error:
             raise _error(error) from None
         return preview, gr.update(**drawn, preview=preview), gr.skip()
@@ -125,8 +128,8 @@ class Handlers:
         """category, text settings, photo, viewport"""
         try:
             pipe = self._studio.pipe(model)
-            session = self._session(request)
-            photo = data_url(session.picture(model)) if session.has_photo else ""
+            with self._use(request) as session:
+                photo = data_url(session.picture(model)) if session.has_photo else ""
         except Exception as error:
             raise _error(error) from None
         return (
@@ -140,15 +143,19 @@ class Handlers:
         """prompt, status"""
         yield gr.skip(), told("Description of the photo")
         try:
-            yield self._session(request).describe(), told("Described. Edit the words under Prompt.")
+            with self._use(request) as session:
+                words = session.describe()
         except Exception as error:
             yield gr.skip(), _refused(error)
+            return
+        yield words, told("Described. Edit the words under Prompt.")
 
     def begin(self, request: gr.Request) -> Updates:
         """turn, status, cancel: at once, also where others' work goes first."""
         waiting = told(WAITING if self._sessions.busy else STARTING)
         try:
-            return self._session(request).begin(), waiting, gr.update(interactive=True)
+            with self._use(request) as session:
+                return session.begin(), waiting, gr.update(interactive=True)
         except SidestepError as error:
             raise _error(error) from None
 
@@ -180,7 +187,6 @@ class Handlers:
             return status, *(gr.skip(),) * 4, gr.update(interactive=working)
 
         try:
-            session = self._session(request)
             settings = Settings(
                 model,
                 _filled(fov, "field of view", poses.FOV),
@@ -195,13 +201,12 @@ class Handlers:
             )
             path = _path(kind, frames, smooth, keys)
             where = Pose.read(pose)
-            for event in session.make(settings, where, path, _whole(fps, "fps"), loop, turn):
-                if isinstance(event, Step):
-                    yield only(told(event.stage, event.done, event.total), True)
-                elif isinstance(event, Coarse):
-                    yield only(told("Translation", 1, 1), True)
-                else:
-                    yield self._made(event, where)
+            with self._use(request) as session:
+                for event in session.make(settings, where, path, _whole(fps, "fps"), loop, turn):
+                    if isinstance(event, Made):
+                        yield self._made(event, where)
+                    else:
+                        yield only(told(event.stage, event.done, event.total), True)
         except Cancelled:
             yield only(told(WAITING if session.wanted else "Cancelled."), session.wanted)
         except Exception as error:
@@ -238,8 +243,8 @@ class Handlers:
         """The page was closed."""
         self._sessions.leave(str(request.session_hash))
 
-    def _session(self, request: gr.Request) -> Session:
-        return self._sessions.of(str(request.session_hash))
+    def _use(self, request: gr.Request) -> AbstractContextManager[Session]:
+        return self._sessions.use(str(request.session_hash))
 
     def _cancel(self, request: gr.Request) -> None:
         if (session := self._sessions.find(str(request.session_hash))) is not None:

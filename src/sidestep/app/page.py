@@ -1,7 +1,6 @@
 """The page: what stands where, and which control calls what."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,7 +9,9 @@ import gradio as gr
 from sidestep.app import parts
 from sidestep.app.handlers import MAKE_VIEW, ON_DEMAND, SINGLE, Handlers, categories, reads_text
 from sidestep.app.poses import Pose
-from sidestep.app.session import MAX_FPS, MAX_FRAMES, MAX_SESSIONS, Sessions, Studio
+from sidestep.app.session import MAX_FPS, MAX_FRAMES
+from sidestep.app.sessions import MAX_SESSIONS, Sessions
+from sidestep.app.studio import Studio
 from sidestep.images import load_image, resize_and_crop
 from sidestep.models import BUNDLED
 from sidestep.pipeline import DEFAULT_FOV, Fusion
@@ -41,47 +42,6 @@ _HAS_PHOTO = "(...inputs) => [...inputs.slice(0, -1), Boolean(inputs.at(-1))]"  
 _ADD, _REMOVE, _CLEAR = "(keys, pose) => [[...keys, pose]]", "(keys) => [keys.slice(0, -1)]", "() => [[]]"
 
 
-@dataclass(frozen=True)
-class Controls:
-    """What the page's events read and write."""
-
-    upload: gr.File
-    examples: gr.HTML
-    viewport: gr.HTML
-    pose: list[gr.Number]
-    path: gr.Radio
-    recorder: gr.Column
-    keys: gr.HTML
-    add: gr.Button
-    remove: gr.Button
-    clear: gr.Button
-    film: gr.Column
-    frames: gr.Slider
-    fps: gr.Slider
-    smooth: gr.Checkbox
-    loop: gr.Checkbox
-    model: gr.Dropdown
-    category: gr.Dropdown
-    fov: gr.Number
-    fusion: gr.Dropdown
-    steps: gr.Number
-    seed: gr.Number
-    consistency: gr.Slider
-    text: gr.Column
-    describe: gr.Button
-    prompts: list[gr.Textbox]
-    guidance: gr.Slider
-    photo: gr.HTML
-    coarse: gr.HTML
-    final: gr.HTML
-    make: gr.Button
-    cancel: gr.Button
-    status: gr.HTML
-    video: gr.Video
-    compare: gr.HTML
-    download: gr.DownloadButton
-
-
 def build_page(studio: Studio, sessions: Sessions, examples: Sequence[Path]) -> gr.Blocks:
     """
     Args:
@@ -89,145 +49,117 @@ def build_page(studio: Studio, sessions: Sessions, examples: Sequence[Path]) -> 
         sessions: where the users' photos and work are.
         examples: photos to start with.
     """
-    with gr.Blocks(title="Sidestep", analytics_enabled=False, delete_cache=(600, 3600)) as page:
-        _connect(page, _lay_out(studio, examples), Handlers(studio, sessions, examples))
+    with gr.Blocks(title="Sidestep", analytics_enabled=False) as page:
+        _connect(page, Controls(studio, examples), Handlers(studio, sessions, examples))
     page.queue(max_size=128, default_concurrency_limit=4, api_open=False)
     page.state_session_capacity = 2 * MAX_SESSIONS  # whose pictures gradio keeps, for links that this page has not
     page.has_launched = True  # else gradio takes any file of this machine for an upload
     return page
 
 
-def _lay_out(studio: Studio, photos: Sequence[Path]) -> Controls:
-    first = studio.models[0]
-    pipe, elevation = studio.pipe(first), studio.elevation(first)
-    start = Pose()
-    thumbnails = [(path.stem, resize_and_crop(load_image(path), 96)) for path in photos]
-    gr.HTML(_HEAD, js_on_load=None, apply_default_css=False)
-    with gr.Row(elem_id="workbench"):
-        with gr.Column(scale=6, min_width=320):
-            with gr.Row(elem_id="start"):
-                upload = gr.File(
-                    label="Photo (JPEG, PNG, WebP)",
-                    show_label=False,
-                    file_types=[".jpg", ".jpeg", ".png", ".webp"],
-                    height=124,
-                    min_width=150,
-                    elem_id="upload",
-                )
-                with gr.Column(min_width=150):
-                    examples = parts.examples(thumbnails)
-                    gr.HTML(_CREDIT, js_on_load=None, apply_default_css=False)
-            viewport = parts.viewport(elevation, DEFAULT_FOV)
-            with gr.Row(elem_id="act"):
-                make = gr.Button(MAKE_VIEW, variant="primary", elem_id="make", scale=3, min_width=140)
-                cancel = gr.Button("Cancel", interactive=False, elem_id="cancel", scale=1, min_width=90)
-            status = parts.status()
-            with gr.Row(elem_id="pose"):
-                yaw = _number("Yaw °", start.yaw)
-                pitch = _number("Pitch °", start.pitch)
-                distance = _number("Distance", start.distance, step=0.05)
-            path = gr.Radio(PATHS, value=SINGLE, label="Path", elem_id="path")
-            with gr.Column(visible=False, elem_id="recorder") as recorder:
-                keys = parts.key_frames()
-                with gr.Row():
-                    add = gr.Button("Add this camera", size="sm", scale=2, min_width=118, elem_id="add")
-                    remove = gr.Button("Remove last", size="sm", min_width=100)
-                    clear = gr.Button("Clear", size="sm", min_width=54)
-            with gr.Column(visible=False) as film:
-                with gr.Row():
-                    frames = gr.Slider(2, MAX_FRAMES, 24, step=1, label="Frames", min_width=120, elem_id="frames")
-                    fps = gr.Slider(1, MAX_FPS, 12, step=1, label="Frames a second", min_width=120)
-                with gr.Row():
-                    smooth = gr.Checkbox(label="Start and stop gently", min_width=120)
-                    loop = gr.Checkbox(label="Play there and back", min_width=120)
-        with gr.Column(scale=5, min_width=320):
-            with gr.Row(elem_id="pictures"):
-                photo = parts.figure("Photo", "its centre square", "The photo as the model sees it", "photo")
-                coarse = parts.figure("Coarse", "layout, live", "Coarse view from the target camera", "coarse", "live")
-                final = parts.figure("Final", ON_DEMAND, "Final view from the target camera", "final")
-                compare = parts.compare()
-            video = gr.Video(
-                label="Video",
-                visible=False,
-                autoplay=True,
-                loop=True,
-                interactive=False,
-                buttons=[],
-                elem_id="video",
-            )
-            download = gr.DownloadButton("Download pictures and cameras", visible=False, elem_id="download")
-            if BUNDLED in studio.models:
-                gr.HTML(_HONEST, js_on_load=None, apply_default_css=False)
-            with gr.Accordion("Settings", open=False, elem_id="settings"):
-                with gr.Row():
-                    model = gr.Dropdown(
-                        studio.models,
-                        value=first,
-                        label="Model",
-                        info="What makes the views.",
-                        visible=len(studio.models) > 1,
-                        min_width=140,
-                    )
-                    category = gr.Dropdown(
-                        categories(pipe), value="", label="Category", info="What the photo shows.", min_width=140
-                    )
-                    fov = _number("Field of view °", DEFAULT_FOV, info="Shorter side.", elem_id="fov")
-                with gr.Row():
-                    fusion = gr.Dropdown(
-                        list(get_args(Fusion)),
-                        value="variance",
-                        label="Fusion",
-                        info="How noise is put back.",
-                        min_width=140,
-                    )
-                    steps = _number("Steps", 30, info="Of the sampling.", precision=0, elem_id="steps")
-                    seed = _number("Seed", 0, info="Where noise is drawn.", precision=0)
-                consistency = gr.Slider(
-                    0, 1, 0, step=0.05, label="Consistency", info="How much the views of a path are steadied."
-                )
-                with gr.Column(visible=reads_text(pipe), elem_id="text") as text:
-                    prompt = gr.Textbox(label="Prompt", info="What the final view is guided towards.")
-                    describe = gr.Button("Describe the photo", size="sm", elem_id="describe")
-                    negative = gr.Textbox(label="Negative prompt", info="Acts beside a prompt.")
-                    guidance = gr.Slider(0, 15, 3.5, step=0.1, label="Guidance")
+class Controls:
+    """What the page's events read and write."""
 
-    return Controls(
-        upload=upload,
-        examples=examples,
-        viewport=viewport,
-        pose=[yaw, pitch, distance],
-        path=path,
-        recorder=recorder,
-        keys=keys,
-        add=add,
-        remove=remove,
-        clear=clear,
-        film=film,
-        frames=frames,
-        fps=fps,
-        smooth=smooth,
-        loop=loop,
-        model=model,
-        category=category,
-        fov=fov,
-        fusion=fusion,
-        steps=steps,
-        seed=seed,
-        consistency=consistency,
-        text=text,
-        describe=describe,
-        prompts=[prompt, negative],
-        guidance=guidance,
-        photo=photo,
-        coarse=coarse,
-        final=final,
-        make=make,
-        cancel=cancel,
-        status=status,
-        video=video,
-        compare=compare,
-        download=download,
-    )
+    def __init__(self, studio: Studio, photos: Sequence[Path]) -> None:
+        """Lays them out in the `gr.Blocks` that is open."""
+        first = studio.models[0]
+        pipe, elevation = studio.pipe(first), studio.elevation(first)
+        start = Pose()
+        thumbnails = [(path.stem, resize_and_crop(load_image(path), 96)) for path in photos]
+        gr.HTML(_HEAD, js_on_load=None, apply_default_css=False)
+        with gr.Row(elem_id="workbench"):
+            with gr.Column(scale=6, min_width=320):
+                with gr.Row(elem_id="start"):
+                    self.upload = gr.File(
+                        label="Photo (JPEG, PNG, WebP)",
+                        show_label=False,
+                        file_types=[".jpg", ".jpeg", ".png", ".webp"],
+                        height=124,
+                        min_width=150,
+                        elem_id="upload",
+                    )
+                    with gr.Column(min_width=150):
+                        self.examples = parts.examples(thumbnails)
+                        gr.HTML(_CREDIT, js_on_load=None, apply_default_css=False)
+                self.viewport = parts.viewport(elevation, DEFAULT_FOV)
+                with gr.Row(elem_id="act"):
+                    self.make = gr.Button(MAKE_VIEW, variant="primary", elem_id="make", scale=3, min_width=140)
+                    self.cancel = gr.Button("Cancel", interactive=False, elem_id="cancel", scale=1, min_width=90)
+                self.status = parts.status()
+                with gr.Row(elem_id="pose"):
+                    yaw = _number("Yaw °", start.yaw)
+                    pitch = _number("Pitch °", start.pitch)
+                    distance = _number("Distance", start.distance, step=0.05)
+                self.pose = [yaw, pitch, distance]
+                self.path = gr.Radio(PATHS, value=SINGLE, label="Path", elem_id="path")
+                with gr.Column(visible=False, elem_id="recorder") as self.recorder:
+                    self.keys = parts.key_frames()
+                    with gr.Row():
+                        self.add = gr.Button("Add this camera", size="sm", scale=2, min_width=118, elem_id="add")
+                        self.remove = gr.Button("Remove last", size="sm", min_width=100)
+                        self.clear = gr.Button("Clear", size="sm", min_width=54)
+                with gr.Column(visible=False) as self.film:
+                    with gr.Row():
+                        self.frames = gr.Slider(
+                            2, MAX_FRAMES, 24, step=1, label="Frames", min_width=120, elem_id="frames"
+                        )
+                        self.fps = gr.Slider(1, MAX_FPS, 12, step=1, label="Frames a second", min_width=120)
+                    with gr.Row():
+                        self.smooth = gr.Checkbox(label="Start and stop gently", min_width=120)
+                        self.loop = gr.Checkbox(label="Play there and back", min_width=120)
+            with gr.Column(scale=5, min_width=320):
+                with gr.Row(elem_id="pictures"):
+                    self.photo = parts.figure("Photo", "its centre square", "The photo as the model sees it", "photo")
+                    self.coarse = parts.figure(
+                        "Coarse", "layout, live", "Coarse view from the target camera", "coarse", "live"
+                    )
+                    self.final = parts.figure("Final", ON_DEMAND, "Final view from the target camera", "final")
+                    self.compare = parts.compare()
+                self.video = gr.Video(
+                    label="Video",
+                    visible=False,
+                    autoplay=True,
+                    loop=True,
+                    interactive=False,
+                    buttons=[],
+                    elem_id="video",
+                )
+                self.download = gr.DownloadButton("Download pictures and cameras", visible=False, elem_id="download")
+                if BUNDLED in studio.models:
+                    gr.HTML(_HONEST, js_on_load=None, apply_default_css=False)
+                with gr.Accordion("Settings", open=False, elem_id="settings"):
+                    with gr.Row():
+                        self.model = gr.Dropdown(
+                            studio.models,
+                            value=first,
+                            label="Model",
+                            info="What makes the views.",
+                            visible=len(studio.models) > 1,
+                            min_width=140,
+                        )
+                        self.category = gr.Dropdown(
+                            categories(pipe), value="", label="Category", info="What the photo shows.", min_width=140
+                        )
+                        self.fov = _number("Field of view °", DEFAULT_FOV, info="Shorter side.", elem_id="fov")
+                    with gr.Row():
+                        self.fusion = gr.Dropdown(
+                            list(get_args(Fusion)),
+                            value="variance",
+                            label="Fusion",
+                            info="How noise is put back.",
+                            min_width=140,
+                        )
+                        self.steps = _number("Steps", 30, info="Of the sampling.", precision=0, elem_id="steps")
+                        self.seed = _number("Seed", 0, info="Where noise is drawn.", precision=0)
+                    self.consistency = gr.Slider(
+                        0, 1, 0, step=0.05, label="Consistency", info="How much the views of a path are steadied."
+                    )
+                    with gr.Column(visible=reads_text(pipe), elem_id="text") as self.text:
+                        prompt = gr.Textbox(label="Prompt", info="What the final view is guided towards.")
+                        self.describe = gr.Button("Describe the photo", size="sm", elem_id="describe")
+                        negative = gr.Textbox(label="Negative prompt", info="Acts beside a prompt.")
+                        self.guidance = gr.Slider(0, 15, 3.5, step=0.1, label="Guidance")
+                self.prompts = [prompt, negative]
 
 
 def _connect(page: gr.Blocks, on: Controls, do: Handlers) -> None:

@@ -16,9 +16,12 @@ from fastapi.responses import PlainTextResponse
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.staticfiles import StaticFiles
 
+from sidestep.app import answers
 from sidestep.app.connections import BACKLOG, Connection
 from sidestep.app.door import Door
-from sidestep.app.session import MAX_BYTES, Sessions, Studio
+from sidestep.app.session import MAX_BYTES
+from sidestep.app.sessions import Sessions
+from sidestep.app.studio import Studio
 from sidestep.app.uploads import Uploads
 from sidestep.app.visitors import Visitors
 from sidestep.errors import SidestepError
@@ -29,15 +32,6 @@ logger = logging.getLogger(__name__)
 LOOPBACK = ("127.0.0.1", "localhost")
 SWEEP = 10  # seconds between looking for sessions and uploads whose time is over
 STATIC = Path(__file__).parent / "static"
-
-# What gradio and the scene need, and nothing from anywhere else.
-_POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"
-_OWN_HEADERS = [
-    (b"content-security-policy", _POLICY.encode()),
-    (b"cross-origin-resource-policy", b"same-origin"),
-    (b"referrer-policy", b"same-origin"),
-    (b"x-content-type-options", b"nosniff"),
-]
 
 
 def serve(studio: Studio, host: str, port: int, ready: Callable[[str], None], token: str | None = None) -> None:
@@ -88,7 +82,6 @@ def build_app(
         token: what lets a visitor in; without one everybody is.
     """
     sessions, uploads = Sessions(studio, folder), Uploads(folder)
-    visitors = Visitors(token, f"sidestep-{port}", sessions)
     # Gradio reads these when it is imported and when components are made.
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -101,16 +94,14 @@ def build_app(
     app = FastAPI(openapi_url=None)
     app.state.sessions, app.state.uploads = sessions, uploads
     page = build_page(studio, sessions, example_photos())
+
+    def end(session: str) -> None:
+        sessions.end(session)
+        answers.forget(page, session)
+
+    visitors = Visitors(token, f"sidestep-{port}", sessions, end)
     # The last one that is added comes first.
-    app.add_middleware(
-        Door,
-        visitors=visitors,
-        sessions=sessions,
-        uploads=uploads,
-        functions=page.fns,
-        folder=folder,
-    )
-    app.add_middleware(_Headers)
+    app.add_middleware(Door, visitors=visitors, sessions=sessions, uploads=uploads, page=page, folder=folder)
     if _is_loopback(host) and token is None:
         # A page elsewhere must not reach this one through a name that it points here, which has no cookie of a token.
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, _in_address(host)])
@@ -136,11 +127,11 @@ def build_app(
 
 async def _sweep(sessions: Sessions, uploads: Uploads) -> None:
     """Removes what is over. That it fails once, as where no file can be opened any more, does not end the server."""
-    for sweep in (sessions.sweep, uploads.sweep):
-        try:
-            await asyncio.to_thread(sweep)
-        except OSError as error:
-            logger.error("what is over could not be removed: %s", error)
+    try:
+        await asyncio.to_thread(sessions.sweep)
+        await uploads.sweep()
+    except OSError as error:
+        logger.error("what is over could not be removed: %s", error)
 
 
 def _theme() -> Any:
@@ -206,18 +197,3 @@ class _Server(uvicorn.Server):
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL + 1)
         await asyncio.to_thread(self._sessions.stop)
         await super().shutdown(sockets)
-
-
-class _Headers:
-    """Adds to each answer what keeps the page to itself."""
-
-    def __init__(self, app: Any) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def with_headers(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message["headers"], *_OWN_HEADERS]}
-            await send(message)
-
-        await self._app(scope, receive, with_headers)

@@ -1,48 +1,38 @@
-"""What the server keeps for its users: the models that all share, and each one's photo, work and files."""
+"""One user's photo, work and files."""
 
-import secrets
 import shutil
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Lock, Thread
-from time import monotonic
 
 from PIL import Image, UnidentifiedImageError
 
 from sidestep.app.poses import Path as CameraPath
 from sidestep.app.poses import Pose, along, target
-from sidestep.app.turns import Cancelled, Turns
+from sidestep.app.studio import Studio
+from sidestep.app.turns import Cancelled
 from sidestep.cameras import Camera
-from sidestep.captions import caption
 from sidestep.captures.writing import write_capture
 from sidestep.errors import SidestepError
 from sidestep.files import atomic_path
 from sidestep.images import exif_fov, load_image, stored_size
 from sidestep.keyframes import write_key_frames
 from sidestep.outputs import save_views
-from sidestep.pipeline import Fusion, NovelViewPipeline, Progress, Reference, Views
+from sidestep.pipeline import Fusion, Progress, Reference, Views
 
 MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 50_000_000
 MAX_FRAMES = 60
 MAX_FPS = 60
 MAX_STEPS = 100
-MAX_SESSIONS = 64
-UNUSED = 3600.0  # seconds after which a session ends that nobody used
-SPARE = 60.0  # the same where somebody else is in need of its place
-SPARE_WAITING = 600.0  # the same where it waits for others' work to end
-AWAY = 300.0  # the same where its page was closed, or its connection broke
 REFERENCES = 2  # inverted photos that a session keeps, one a model
 LAST_STEP = 30.0  # seconds that a cancelled step may still take
-LAST_STEP_AT_END = 10.0  # the same where the server ends
 FORMATS = ("JPEG", "PNG", "WEBP")  # no format whose reader starts another program
 ARCHIVE, VIDEO = "sidestep-views.zip", "video.mp4"
-_FOLDER = "session-"
 
 
 @dataclass(frozen=True)
@@ -76,19 +66,6 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Coarse:
-    """All coarse views are there, before any final one.
-
-    Attributes:
-        images: one a camera.
-        shown: which of them stands for all.
-    """
-
-    images: list[Image.Image]
-    shown: int
-
-
-@dataclass(frozen=True)
 class Made:
     """The work is done.
 
@@ -103,48 +80,6 @@ class Made:
     shown: int
     archive: Path
     video: Path | None
-
-
-class Studio:
-    """The models, loaded when they are first asked for, and whose turn it is to use them."""
-
-    def __init__(
-        self,
-        models: Sequence[str],
-        load: Callable[[str], NovelViewPipeline],
-        describe: Callable[[Path], str] = caption,
-    ) -> None:
-        """
-        Args:
-            models: folders or hub ids; the first is the one that a page starts with.
-            load: makes a pipeline of one.
-            describe: tells what a photo shows.
-        """
-        self.models = list(dict.fromkeys(models))
-        self.turns = Turns()
-        self.decoding = Lock()  # a photo of MAX_PIXELS takes a few hundred MB, so one at a time
-        self.describe = describe
-        self._load = load
-        self._loaded: dict[str, NovelViewPipeline] = {}
-        self._loading = Lock()
-
-    def pipe(self, model: str) -> NovelViewPipeline:
-        """
-        Raises:
-            SidestepError: if the model was not offered, or cannot be loaded.
-        """
-        if model not in self.models:
-            raise SidestepError(f"model {model!r} is not offered here; choose one of {', '.join(self.models)}")
-        if (loaded := self._loaded.get(model)) is not None:
-            return loaded  # also while another is loaded
-        with self._loading:
-            if model not in self._loaded:
-                self._loaded[model] = self._load(model)
-            return self._loaded[model]
-
-    def elevation(self, model: str) -> float:
-        """Degrees by which a model's photos are taken to look down."""
-        return float(self.pipe(model).tunet.config.elevation)
 
 
 @dataclass(frozen=True)
@@ -177,10 +112,6 @@ class Session:
         self._opened = 0  # the number of the one that is
         self._turn = 0  # of the work that may go on
         self.wanted = False  # whether work was asked for and not cancelled
-        self.patience = UNUSED  # seconds that it may lie unused
-        self.used = monotonic()  # last
-        self.left = False  # whether its page was closed since
-        self._calls = 0  # that go on, beside the making of views
         self._lock = Lock()  # of all of these
         self._working = Lock()
         self._closed = False
@@ -189,34 +120,6 @@ class Session:
     def busy(self) -> bool:
         """Whether views are being made."""
         return self._working.locked()
-
-    @property
-    def spare(self) -> bool:
-        """Whether it can make room for somebody else's."""
-        unused = monotonic() - self.used
-        waiting = self.wanted and self.has_photo
-        return not self._at_work and (self.left or unused > (SPARE_WAITING if waiting else SPARE))
-
-    @property
-    def over(self) -> bool:
-        """Whether its time is."""
-        return not self._at_work and monotonic() - self.used > self.patience
-
-    @property
-    def _at_work(self) -> bool:
-        return self.busy or self._calls > 0
-
-    @contextmanager
-    def _call(self) -> Iterator[None]:
-        """Keeps the session during the block, and counts its end as a use."""
-        with self._lock:
-            self._calls += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._calls -= 1
-                self.used = monotonic()
 
     @property
     def has_photo(self) -> bool:
@@ -236,10 +139,6 @@ class Session:
             Cancelled: if another was opened meanwhile, or the session ended.
             SidestepError: if it is too large, or no JPEG, PNG or WebP that can be decoded.
         """
-        with self._call():
-            return self._open(path)
-
-    def _open(self, path: Path) -> float | None:
         with self._lock:
             self._count += 1
             number = self._count
@@ -282,8 +181,7 @@ class Session:
         Raises:
             SidestepError: if no photo is open.
         """
-        with self._call():
-            return self._inverted(self._opened_photo(), model).image
+        return self._inverted(self._opened_photo(), model).image
 
     def coarse(self, settings: Settings, pose: Pose) -> Image.Image:
         """What the target camera sees, roughly, soon.
@@ -291,12 +189,11 @@ class Session:
         Raises:
             SidestepError: if no photo is open, or a setting does not fit the model.
         """
-        with self._call():
-            photo = self._opened_photo()
-            reference = photo.seen_through(settings.fov, self._inverted(photo, settings.model))
-            camera = target(reference.camera, pose, self._studio.elevation(settings.model))
-            with self._studio.turns.take():
-                return self._studio.pipe(settings.model).coarse(reference, [camera], settings.category)[0]
+        photo = self._opened_photo()
+        reference = photo.seen_through(settings.fov, self._inverted(photo, settings.model))
+        camera = target(reference.camera, pose, self._studio.elevation(settings.model))
+        with self._studio.turns.take():
+            return self._studio.pipe(settings.model).coarse(reference, [camera], settings.category)[0]
 
     def describe(self) -> str:
         """What the photo shows, in words.
@@ -304,8 +201,7 @@ class Session:
         Raises:
             SidestepError: if no photo is open, or the captioner cannot be had.
         """
-        with self._call():
-            return self._studio.describe(self._opened_photo().path)
+        return self._studio.describe(self._opened_photo().path)
 
     def begin(self) -> int:
         """Makes way for new work, as `cancel` does, and returns the number that it is to give."""
@@ -329,7 +225,7 @@ class Session:
         fps: int = 12,
         loop: bool = False,
         turn: int | None = None,
-    ) -> Iterator[Step | Coarse | Made]:
+    ) -> Iterator[Step | Made]:
         """Makes the view from a pose, or those along a path, in a thread, and tells how it goes.
 
         Steps that nobody has asked for yet are left out. Closing the iterator stops the work.
@@ -346,7 +242,7 @@ class Session:
         turn = self.begin() if turn is None else turn
         if not self._working.acquire(timeout=LAST_STEP):
             raise SidestepError("the last work has not ended yet; try again")
-        events: SimpleQueue[Step | Coarse | Made | BaseException] = SimpleQueue()
+        events: SimpleQueue[Step | Made | BaseException] = SimpleQueue()
 
         def work() -> None:
             end: Made | BaseException
@@ -414,7 +310,7 @@ class Session:
         fps: int,
         loop: bool,
         turn: int,
-        tell: Callable[[Step | Coarse], None],
+        tell: Callable[[Step], None],
     ) -> Made:
         if not 1 <= settings.steps <= MAX_STEPS:
             raise SidestepError(f"{settings.steps} steps of sampling; use 1 to {MAX_STEPS}")
@@ -431,11 +327,6 @@ class Session:
             go_on()
             tell(Step(_in_words(stage), done, total))
             self._studio.turns.lend()
-
-        chosen = 0 if path is None else path.shown
-
-        def on_coarse(images: list[Image.Image]) -> None:
-            tell(Coarse(images, chosen))
 
         go_on()
         pipe = self._studio.pipe(settings.model)
@@ -462,7 +353,7 @@ class Session:
                 guidance=settings.guidance,
                 consistency=settings.consistency,
                 progress=progress,
-                on_coarse=on_coarse,
+                on_coarse=lambda _: tell(Step("Translation", 1, 1)),
             )
             inverted.late = reference.late
         return self._write(views, path, fps, loop, turn, go_on)
@@ -497,99 +388,6 @@ class Session:
             if last != folder:
                 shutil.rmtree(last, ignore_errors=True)
         return Made(views, 0 if path is None else path.shown, archive, video)
-
-
-class Sessions:
-    """All users' sessions by the page's name for them."""
-
-    def __init__(self, studio: Studio, folder: Path) -> None:
-        self._studio, self._folder = studio, folder
-        self._sessions: OrderedDict[str, Session] = OrderedDict()  # the longest unused one first
-        self._lock = Lock()
-
-    def __len__(self) -> int:
-        return len(self._sessions)
-
-    @property
-    def busy(self) -> bool:
-        """Whether anybody's views are being made."""
-        with self._lock:
-            return any(session.busy for session in self._sessions.values())
-
-    def of(self, name: str) -> Session:
-        """The session of this name, a new one where there is none, in place of one that is not used.
-
-        Raises:
-            SidestepError: if all are.
-        """
-        last = None
-        with self._lock:
-            if name not in self._sessions:
-                if len(self._sessions) >= MAX_SESSIONS:
-                    spare = next((key for key, each in self._sessions.items() if each.spare), None)
-                    if spare is None:
-                        raise SidestepError(f"{MAX_SESSIONS} people use this page now; try again in a few minutes")
-                    last = self._sessions.pop(spare)
-                folder = self._folder / f"{_FOLDER}{secrets.token_hex(16)}"
-                folder.mkdir(mode=0o700)
-                self._sessions[name] = Session(self._studio, folder)
-            session = self._sessions[name]
-            self._sessions.move_to_end(name)
-            session.used, session.left = monotonic(), False
-        if last is not None:
-            last.close()
-        return session
-
-    def find(self, name: str) -> Session | None:
-        """The session of this name; asking for it does not count as using it."""
-        with self._lock:
-            return self._sessions.get(name)
-
-    def maker(self, file: Path) -> str | None:
-        """The name of the session that this is a result of."""
-        with self._lock:
-            return next((name for name, session in self._sessions.items() if session.made(file)), None)
-
-    def leave(self, name: str) -> None:
-        """Ends the work of this name's session, and in a while the session, unless it is asked for before.
-
-        A page that was closed looks like one whose connection broke, or whose machine sleeps. What it asked for
-        last can arrive after that, so a session that was left once never again gets as long as others.
-        """
-        session = self.find(name)
-        if session is not None:
-            session.cancel()
-            session.patience = AWAY
-            session.used, session.left = monotonic(), True
-
-    def end(self, name: str) -> None:
-        """Closes this name's session, if there is one."""
-        with self._lock:
-            session = self._sessions.pop(name, None)
-        if session is not None:
-            session.close()
-
-    def sweep(self) -> None:
-        """Closes the sessions whose time is over; to be called now and then."""
-        with self._lock:
-            gone = [self._sessions.pop(key) for key in [key for key, each in self._sessions.items() if each.over]]
-        for session in gone:
-            session.close()
-
-    def stop(self) -> None:
-        """Ends all work, for good, and waits for it: a thread that computes while Python ends takes it down."""
-        with self._lock:
-            sessions = list(self._sessions.values())
-        for session in sessions:
-            session.cancel()
-        self._studio.turns.stop(LAST_STEP_AT_END)
-        for session in sessions:
-            session.wait(LAST_STEP_AT_END)
-
-
-def is_session(entry: Path) -> bool:
-    """Whether this entry of the private folder is a session's."""
-    return entry.name.startswith(_FOLDER)
 
 
 def _check_format(path: Path) -> None:

@@ -6,6 +6,7 @@ that several people send.
 
 import asyncio
 import math
+import secrets
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -17,7 +18,8 @@ from typing import Any
 
 from python_multipart.multipart import parse_options_header
 
-from sidestep.app.session import MAX_BYTES, is_session
+from sidestep.app.session import MAX_BYTES
+from sidestep.app.sessions import is_session
 
 AT_ONCE, AT_ONCE_EACH = 64, 4
 SLOWEST = 300.0  # seconds that a body may take to arrive
@@ -71,19 +73,23 @@ class Uploads:
         finally:
             upload.until = monotonic() + KEPT
 
-    def sweep(self) -> None:
-        """Removes what is old, also the rest of an upload that broke off; to be called now and then."""
-        for entry in self._entries():
+    async def sweep(self) -> None:
+        """Removes what is old, also the rest of an upload that broke off; to be called now and then.
+
+        A folder is put aside first, between two steps of gradio's, which lays a photo that is sent again into the
+        folder of the last.
+        """
+        aside = []
+        for entry in self._folder.iterdir():
             with suppress(FileNotFoundError):  # gone meanwhile
-                if time.time() - entry.lstat().st_mtime < KEPT:
+                if is_session(entry) or time.time() - entry.lstat().st_mtime < KEPT:
                     continue
                 if entry.is_dir():
-                    shutil.rmtree(entry, ignore_errors=True)
+                    aside.append(entry.rename(entry.with_name(f"old-{secrets.token_hex(8)}")))
                 else:
                     entry.unlink()
-
-    def _entries(self) -> list[Path]:
-        return [entry for entry in self._folder.iterdir() if not is_session(entry)]
+        for folder in aside:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
 def _running(uploads: list[_Upload]) -> int:
@@ -96,11 +102,11 @@ def _is_over(uploads: list[_Upload], size: int, most: int, count: int) -> bool:
 
 def in_time(receive: Receive) -> Receive:
     """A body, which ends as if the sender had gone when it takes too long."""
-    end = time.monotonic() + SLOWEST
+    end = monotonic() + SLOWEST
 
     async def received() -> Any:
         try:
-            return await asyncio.wait_for(receive(), max(0.0, end - time.monotonic()))
+            return await asyncio.wait_for(receive(), max(0.0, end - monotonic()))
         except TimeoutError:
             return {"type": "http.disconnect"}
 

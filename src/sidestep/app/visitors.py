@@ -1,34 +1,38 @@
 """Who asks: each browser by a sealed cookie, programs by the token; and whose a session is."""
 
 import hmac
+import re
 import secrets
 from collections import OrderedDict
+from collections.abc import Callable
 
 from starlette.datastructures import Headers
 from starlette.requests import cookie_parser
 
-from sidestep.app.session import Sessions
+from sidestep.app.sessions import Sessions
 from sidestep.errors import SidestepError
 
 SHORTEST_TOKEN = 16  # characters; what is shorter can be found by trying
 PROGRAM = ""  # the visitor that everybody is together who keeps no cookie
-MAX_OWNED = 4096  # sessions whose owner is remembered, far more than there are at a time
+MAX_OWNED = 1024  # sessions whose owner is remembered, far more than there are at a time; gradio has room for 2000
 MAX_EACH = 8  # sessions of a visitor at a time: a browser has one a tab
+_NAME = re.compile(r"[A-Za-z0-9_-]{22}")  # of a visitor, as `token_urlsafe` makes one of 16 bytes
 
 
 class Visitors:
     """Tells visitors apart, and lets no one in who does not know the token.
 
-    A cookie's seal is made with a key of the running server alone: nobody else makes one, and it says that who has it
-    was let in.
+    A cookie holds a name that nobody guesses, and a seal. The seal is made with a key of the running server alone, and
+    says that who has it was let in. Where everybody is, it is not asked for, and an open page outlives the server.
     """
 
-    def __init__(self, token: str | None, cookie: str, sessions: Sessions) -> None:
+    def __init__(self, token: str | None, cookie: str, sessions: Sessions, end: Callable[[str], None]) -> None:
         """
         Args:
             token: what lets in; None lets everybody in.
             cookie: its name. Browsers tell apart hosts and not ports, so two servers of one host need two names.
             sessions: an owner is remembered at least as long as there is the session.
+            end: ends a session whose owner is forgotten, by its name.
 
         Raises:
             SidestepError: if the token is short, or cannot be sent whole in a header.
@@ -43,14 +47,14 @@ class Visitors:
         self.asks = token is not None
         self.cookie = cookie
         self._token = token
-        self._sessions = sessions
+        self._sessions, self._end = sessions, end
         self._key = secrets.token_bytes(32)
         self._owners: OrderedDict[str, str] = OrderedDict()
 
     def known(self, headers: Headers) -> str | None:
         """The visitor who sent these headers: None who was not let in yet, PROGRAM who has no cookie of ours."""
         name, _, seal = cookie_parser(headers.get("cookie", "")).get(self.cookie, "").partition(".")
-        if name and _same(seal, self._seal(name)):
+        if _NAME.fullmatch(name) and (not self.asks or _same(seal, self._seal(name))):
             return name
         scheme, _, told = headers.get("authorization", "").partition(" ")
         if self.asks and not (scheme.lower() == "bearer" and self.admits(told.strip())):
@@ -68,8 +72,10 @@ class Visitors:
             secure: whether it came encrypted, and is to send the cookie in no other way.
         """
         name = secrets.token_urlsafe(16)
+        # Where none is asked for, whoever follows a link elsewhere without one would be given another.
+        site = "Strict" if self.asks else "Lax"
         end = "; Secure" if secure else ""
-        return f"{self.cookie}={name}.{self._seal(name)}; Path=/; HttpOnly; SameSite=Strict{end}"
+        return f"{self.cookie}={name}.{self._seal(name)}; Path=/; HttpOnly; SameSite={site}{end}"
 
     def may_use(self, visitor: str, session: str) -> bool:
         """Whether a session is this visitor's; one that nobody used yet becomes it, in place of their oldest."""
@@ -84,7 +90,7 @@ class Visitors:
         return self._owners[session] == visitor
 
     def _forget(self, session: str) -> None:
-        self._sessions.end(session)
+        self._end(session)
         del self._owners[session]
 
     def _seal(self, name: str) -> str:

@@ -39,7 +39,7 @@ def app(
         from sidestep.app.server import serve
     except ModuleNotFoundError as error:
         raise SidestepError(f"the page needs {error.name}; install it with pip install 'sidestep[app]'") from None
-    from sidestep.app.session import Studio
+    from sidestep.app.studio import Studio
     from sidestep.captions import BLIP, caption
     from sidestep.models import BUNDLED
     from sidestep.pipeline import NovelViewPipeline
