@@ -13,15 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import held_out
-import torch
 from table import markdown, publish, run
 
-from sidestep.captures import read_captures
 from sidestep.config import load_config
 from sidestep.evaluation.metrics import Metrics
-from sidestep.evaluation.protocol import PROTOCOLS, PairOfFrames, held_out_pairs, pairs_of_frames, wrong_partners
-from sidestep.evaluation.results import Estimate
-from sidestep.evaluation.rows import Batch, Model
+from sidestep.evaluation.protocol import PairOfFrames, wrong_partners
+from sidestep.evaluation.rows import Model
 from sidestep.evaluation.statistics import bootstrap, paired_difference
 from sidestep.prior import LatentPrior
 from sidestep.training import TrainConfig, train
@@ -69,9 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{name}: {options.steps} steps", file=sys.stderr)
         models[name] = train(_config(options, name))
     prior = LatentPrior.from_pretrained(models[FULL], options.device)
-    scenes = read_captures(options.data)
-    listed = held_out_pairs(scenes, PROTOCOLS["distance"], options.split, seed=0)
-    pairs = pairs_of_frames(listed, scenes)[: options.pairs]
+    pairs = held_out.pairs(options.data, options.split)[: options.pairs]
     metrics = Metrics(prior.unet.device)
     ids = [pair.scene.id for pair in pairs]
     rows, full = [], None
@@ -100,21 +95,16 @@ def _judge(model: Model, pairs: Sequence[PairOfFrames], metrics: Metrics, batch_
     """Figure -> one value a pair."""
     others = [pairs[position] for position in wrong_partners(pairs, model.seed)]
     found: Figures = {"coarse": [], "camera": [], "perceptual": []}
-    size = model.prior.image_size
     for start in range(0, len(pairs), batch_size):
         chosen, wrong = pairs[start : start + batch_size], others[start : start + batch_size]
-        photos, targets = (
-            held_out.pictures([getattr(pair, which) for pair in chosen], size) for which in ("reference", "target")
-        )
-        positions = [pair.position for pair in chosen]
-        truth = metrics.target(targets, photos, positions)
-        batch = Batch.of_pairs(model, chosen, wrong, (photos, targets), lambda views: torch.zeros(len(views)))
+        batch, truth = held_out.batch(model, chosen, metrics, wrong)
         coarse, away = (
-            held_out.psnr(model.prior.decode(mean / batch.star), targets) for mean in (batch.mean, batch.wrong_mean)
+            held_out.psnr(model.prior.decode(mean / batch.star), batch.target_photos)
+            for mean in (batch.mean, batch.wrong_mean)
         )
         found["coarse"] += coarse
         found["camera"] += [right - left for right, left in zip(coarse, away, strict=True)]
-        found["perceptual"] += metrics.compare("A", batch.variance.cpu(), truth, positions)["perceptual"]
+        found["perceptual"] += metrics.compare("A", batch.variance.cpu(), truth, truth.indices)["perceptual"]
     return found
 
 
@@ -126,19 +116,10 @@ def _cells(figures: Figures, full: Figures | None, scenes: Sequence[str]) -> lis
     cells = []
     for name, digits in (("coarse", 2), ("camera", 2), ("perceptual", 3)):
         if full is None:
-            estimate = bootstrap(figures[name], scenes, seed=0)
+            cells.append(held_out.interval(bootstrap(figures[name], scenes, seed=0), digits))
         else:
-            estimate = paired_difference(figures[name], full[name], scenes, seed=0)
-        cells.append(_shown(estimate, digits, full is not None))
+            cells.append(held_out.interval(paired_difference(figures[name], full[name], scenes, seed=0), digits, "+"))
     return cells
-
-
-def _shown(estimate: Estimate | None, digits: int, signed: bool) -> str:
-    if estimate is None:
-        return ""
-    sign = "+" if signed else ""
-    value, low, high = (f"{x:{sign}.{digits}f}" for x in (estimate.value, estimate.low, estimate.high))
-    return f"{value} [{low}, {high}]"
 
 
 if __name__ == "__main__":

@@ -14,10 +14,8 @@ import torch
 from table import markdown, publish, run
 from torch import Tensor
 
-from sidestep.captures import read_captures
 from sidestep.evaluation.metrics import Metrics
-from sidestep.evaluation.protocol import PROTOCOLS, held_out_pairs, pairs_of_frames
-from sidestep.evaluation.rows import Batch, Model
+from sidestep.evaluation.rows import Model
 from sidestep.fusion import score
 from sidestep.pipeline import NovelViewPipeline
 
@@ -32,14 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.set_defaults(split="val")
     options = parser.parse_args(arguments)
     pipe = NovelViewPipeline.from_pretrained(options.prior, device=options.device)
-    scenes = read_captures(options.data)
-    listed = held_out_pairs(scenes, PROTOCOLS["distance"], options.split, seed=0)
-    pairs = pairs_of_frames(listed, scenes)
+    pairs = held_out.pairs(options.data, options.split)
     if options.scenes:
         pairs = pairs[: 6 * options.scenes]
     model = Model(pipe.prior, pipe.tunet, options.steps, seed=0)
     metrics = Metrics(pipe.device)
-    size = pipe.prior.image_size
 
     # For A and B: figure -> one value a pair, and its score under each weight.
     values: list[dict[str, list[float]]] = [{name: [] for name in FIGURES} for _ in "AB"]
@@ -47,20 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for start in range(0, len(pairs), options.batch_size):
         chosen = pairs[start : start + options.batch_size]
         print(f"pairs from {start + 1} of {len(pairs)}", file=sys.stderr)
-        photos, targets = (
-            held_out.pictures([getattr(pair, which) for pair in chosen], size) for which in ("reference", "target")
-        )
-        positions = [pair.position for pair in chosen]
-        truth = metrics.target(targets, photos, positions)
-        batch = Batch.of_pairs(
-            model, chosen, chosen, (photos, targets), lambda views, truth=truth: metrics.distance(views, truth)
-        )
+        batch, truth = held_out.batch(model, chosen, metrics)
         for place, (name, views) in enumerate((("A", batch.variance), ("B", batch.addition))):
-            for figure, column in metrics.compare(name, views.cpu(), truth, positions).items():
+            for figure, column in metrics.compare(name, views.cpu(), truth, truth.indices).items():
                 if figure in FIGURES:
                     values[place][figure].extend(column)
+            photos = batch.reference_photos.to(views)
             for weight in WEIGHTS:
-                scores[place][weight].extend(score(views, batch.coarse, photos.to(views), weight).tolist())
+                scores[place][weight].extend(score(views, batch.coarse, photos, weight).tolist())
 
     a, b = (torch.tensor(side["perceptual"]) for side in values)
     choices: dict[str, Tensor] = {

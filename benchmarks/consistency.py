@@ -24,7 +24,6 @@ from sidestep.cameras import Camera, distance_scale
 from sidestep.captures import Frame, Scene
 from sidestep.errors import SidestepError
 from sidestep.evaluation.agreement import agreement, shared_places
-from sidestep.evaluation.results import Estimate
 from sidestep.evaluation.statistics import bootstrap, paired_difference
 from sidestep.features import ImageFeatures, perceptual_distance
 from sidestep.fusion import FusionSettings
@@ -50,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pipe = NovelViewPipeline.from_pretrained(options.prior, device=options.device)
     pipe.set_progress_bar_config(disable=True)
     features = ImageFeatures.load(pipe.device)
-    scenes = held_out.held_out(options.data, options.split, options.scenes)
+    scenes = held_out.scenes(options.data, options.split, options.scenes)
     scenes = [scene for scene in scenes if len(scene.frames) > options.frames and _tells_places(scene)]
     if options.frames < 3 or not scenes:
         raise SidestepError(
@@ -154,21 +153,12 @@ def _row(name: str, strength: float) -> str:
 def _cells(
     values: dict[str, list[float | None]], plain: dict[str, list[float | None]] | None, scenes: Sequence[str]
 ) -> list[str]:
-    agreed = _interval(bootstrap(values["agreement"], scenes, seed=0), "")
-    change = (
-        ""
-        if plain is None
-        else _interval(paired_difference(values["agreement"], plain["agreement"], scenes, seed=0), "+")
-    )
+    agreed = held_out.interval(bootstrap(values["agreement"], scenes, seed=0), 2)
+    change = paired_difference(values["agreement"], plain["agreement"], scenes, seed=0) if plain else None
     digits = {"flicker": 2, "perceptual": 3, "psnr": 2, "sharpness": 2, "moved": 2}
     means = {figure: [value for value in values[figure] if value is not None] for figure in digits}
-    return [agreed, change, *(f"{fmean(means[figure]):.{d}f}" if means[figure] else "" for figure, d in digits.items())]
-
-
-def _interval(estimate: Estimate | None, sign: str) -> str:
-    if estimate is None:
-        return ""
-    return f"{estimate.value:{sign}.2f} ({estimate.low:{sign}.2f} to {estimate.high:{sign}.2f})"
+    others = [f"{fmean(means[figure]):.{places}f}" if means[figure] else "" for figure, places in digits.items()]
+    return [agreed, held_out.interval(change, 2, "+"), *others]
 
 
 if __name__ == "__main__":

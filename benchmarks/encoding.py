@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import held_out
 import torch
 from table import markdown, publish, run
 
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="markdown file to write the table to")
     options = parser.parse_args(arguments)
     scenes = read_captures(options.data.absolute())
-    scenes = scenes[:: max(1, len(scenes) // options.scenes)][: options.scenes]
+    scenes = held_out.spread(scenes, options.scenes)
     scenes = [replace(scene, frames=scene.frames[: options.frames]) for scene in scenes]
     engines: dict[str, Engine] = {"one process": encode_here}
     for workers in options.workers:

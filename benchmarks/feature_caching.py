@@ -16,10 +16,8 @@ from measuring import flops
 from table import markdown, publish, run
 
 from sidestep.caching import cached_features
-from sidestep.captures import read_captures
 from sidestep.evaluation.metrics import Metrics
-from sidestep.evaluation.protocol import PROTOCOLS, held_out_pairs, pairs_of_frames
-from sidestep.evaluation.rows import Batch, Model
+from sidestep.evaluation.rows import Model
 from sidestep.fusion import FusionSettings, fuse
 from sidestep.inversion import sample
 from sidestep.pipeline import NovelViewPipeline
@@ -35,11 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pairs", type=int, help="how many, evenly spread over the split's [all]")
     options = parser.parse_args(arguments)
     pipe = NovelViewPipeline.from_pretrained(options.prior, device=options.device)
-    prior, size = pipe.prior, pipe.prior.image_size
-    scenes = read_captures(options.data)
-    pairs = pairs_of_frames(held_out_pairs(scenes, PROTOCOLS["distance"], options.split, seed=0), scenes)
-    count = min(options.pairs or len(pairs), len(pairs))
-    pairs = [pairs[i * len(pairs) // count] for i in range(count)]
+    prior = pipe.prior
+    pairs = held_out.spread(held_out.pairs(options.data, options.split), options.pairs)
     model = Model(prior, pipe.tunet, options.steps, seed=0)
     metrics = Metrics(pipe.device)
     settings, star = FusionSettings(), model.inversion.t_star
@@ -48,17 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found: dict[tuple[int, int], dict[str, list[float]]] = {way: {} for way in WAYS}
     for start in range(0, len(pairs), options.batch_size):
         chosen = pairs[start : start + options.batch_size]
-        photos, targets = (
-            held_out.pictures([getattr(pair, which) for pair in chosen], size) for which in ("reference", "target")
-        )
-        positions = [pair.position for pair in chosen]
-        truth = metrics.target(targets, photos, positions)
-        own = prior.decode(prior.encode(photos))
         whole = None
         for way in WAYS:
             print(f"pairs from {start + 1} of {len(pairs)}: {way}", file=sys.stderr)
             inverting, sampling = way
-            batch = Batch.of_pairs(model, chosen, chosen, (photos, targets), lambda views: views.new_zeros(len(views)))
+            batch, truth = held_out.batch(model, chosen, metrics)
+            own = prior.decode(batch.reference_latents)
             with cached_features(prior.unet, inverting):
                 inverted = batch.inverted
             with cached_features(prior.unet, sampling):
@@ -67,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             with cached_features(prior.unet, sampling):
                 views = prior.decode(sample(prior, fused, grid))
             whole = views if whole is None else whole
-            compared = metrics.compare("A", views.cpu(), truth, positions)
+            compared = metrics.compare("A", views.cpu(), truth, truth.indices)
             figures = {"returned": held_out.psnr(returned, own), "same": held_out.psnr(views, whole)}
             figures |= {name: list(compared[name]) for name in ("psnr", "perceptual")}
             for name, values in figures.items():

@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the Gaussian noise [0]")
     options = parser.parse_args(arguments)
     prior = held_out.load_prior(options)
-    scenes = held_out.held_out(options.data, options.split, options.scenes)
+    scenes = held_out.scenes(options.data, options.split, options.scenes)
     pairs = pairs_of(scenes, options.gap)
     if not pairs:
         raise SidestepError(f"{options.data}: no {options.split} scene has {options.gap + 1} frames; lower --gap")

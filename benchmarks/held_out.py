@@ -1,9 +1,10 @@
-"""What `round_trip.py` and `fusion.py` share: a prior, pictures that it never saw, and how to compare pictures."""
+"""What benchmarks on held-out scenes share: options, a prior, pictures that it never saw, and how to compare them."""
 
 import argparse
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,13 +12,19 @@ from torch import Tensor
 from sidestep.captures import Frame, Scene, read_captures
 from sidestep.captures.splits import SPLITS, Split, split_scenes
 from sidestep.errors import SidestepError
+from sidestep.evaluation.metrics import Metrics, Targets
+from sidestep.evaluation.protocol import PROTOCOLS, PairOfFrames, held_out_pairs, pairs_of_frames
+from sidestep.evaluation.results import Estimate
+from sidestep.evaluation.rows import Batch, Model
 from sidestep.images import resize_and_crop, to_tensor
 from sidestep.models import model_folder
 from sidestep.prior import LatentPrior
 
+T = TypeVar("T")
+
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """The options that both scripts take."""
+    """The options that these scripts take."""
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--prior", default="bundled", help="folder or hub id of the prior [bundled]")
     options.add_argument("--data", type=Path, required=True, help="captures")
@@ -35,17 +42,50 @@ def load_prior(options: argparse.Namespace) -> LatentPrior:
     return LatentPrior.from_pretrained(model_folder(options.prior), options.device)
 
 
-def held_out(data: Path, split: Split, count: int | None) -> list[Scene]:
+def spread(items: Sequence[T], count: int | None) -> list[T]:
+    """`count` of the items, evenly spread over them; all of them where None."""
+    count = min(count or len(items), len(items))
+    return [items[i * len(items) // count] for i in range(count)]
+
+
+def scenes(data: Path, split: Split, count: int | None) -> list[Scene]:
     """`count` scenes evenly spread over a split's, sorted by id; all of them where None.
 
     Raises:
         SidestepError: if there are none.
     """
-    scenes = sorted(split_scenes(read_captures(data), "model")[split], key=lambda scene: scene.id)
-    if not scenes:
+    found = sorted(split_scenes(read_captures(data), "model")[split], key=lambda scene: scene.id)
+    if not found:
         raise SidestepError(f"{data}: no scene of its is in split {split}; name another --split")
-    count = min(count or len(scenes), len(scenes))
-    return [scenes[i * len(scenes) // count] for i in range(count)]
+    return spread(found, count)
+
+
+def pairs(data: Path, split: Split) -> list[PairOfFrames]:
+    """The list that `sidestep evaluate` measures on: pairs of all distances.
+
+    Raises:
+        SidestepError: if there are none.
+    """
+    captures = read_captures(data)
+    return pairs_of_frames(held_out_pairs(captures, PROTOCOLS["distance"], split, seed=0), captures)
+
+
+def batch(
+    model: Model, pairs: Sequence[PairOfFrames], metrics: Metrics, others: Sequence[PairOfFrames] | None = None
+) -> tuple[Batch, Targets]:
+    """Pairs on their way through the model, and their true photos, for `Metrics.compare`.
+
+    Args:
+        others: pairs whose target cameras are the wrong ones, where a row asks for them.
+    """
+    photos, targets = (
+        pictures([getattr(pair, which) for pair in pairs], model.prior.image_size) for which in ("reference", "target")
+    )
+    truth = metrics.target(targets, photos, [pair.position for pair in pairs])
+    made = Batch.of_pairs(
+        model, pairs, others or pairs, (photos, targets), lambda views: metrics.distance(views, truth)
+    )
+    return made, truth
 
 
 def pictures(frames: Sequence[Frame], size: int) -> Tensor:
@@ -74,6 +114,18 @@ def signal(prior: LatentPrior, t_star: int) -> float:
     if not 0 < t_star < prior.num_train_timesteps:
         raise SidestepError(f"t* {t_star} is outside this prior's 1 .. {prior.num_train_timesteps - 1}")
     return math.sqrt(float(prior.alphas_cumprod[t_star]))
+
+
+def interval(estimate: Estimate | None, digits: int, sign: str = "") -> str:
+    """An estimate with its interval as "value [low, high]"; empty where there is none.
+
+    Args:
+        sign: "+" where differences bear their sign.
+    """
+    if estimate is None:
+        return ""
+    value, low, high = (f"{x:{sign}.{digits}f}" for x in (estimate.value, estimate.low, estimate.high))
+    return f"{value} [{low}, {high}]"
 
 
 def measured_on(prior: LatentPrior) -> str:

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
+import held_out
 import torch
 from table import markdown, publish, run
 
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, server() as system:
         scenes = read_captures(options.data)
-        scenes = scenes[:: max(1, len(scenes) // options.scenes)][: options.scenes]
+        scenes = held_out.spread(scenes, options.scenes)
         table = measure(scenes, Path(folder), system, options.repeats, options.remote_frames)
     publish(table, options.out)
 

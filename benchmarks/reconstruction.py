@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=30, help="of the sampling [30]")
     options = parser.parse_args(arguments)
     pipe = NovelViewPipeline.from_pretrained(options.prior, device=options.device)
-    scenes = held_out.held_out(options.data, options.split, options.scenes)
+    scenes = held_out.scenes(options.data, options.split, options.scenes)
     found: dict[str, list[dict[str, float]]] = {row: [] for row in ROWS}
     for number, scene in enumerate(scenes, start=1):
         print(f"scene {number} of {len(scenes)}: {scene.id}", file=sys.stderr)

@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--frames", type=int, default=1, help="pictures of each scene, evenly spread [1]")
     options = parser.parse_args(arguments)
     prior = held_out.load_prior(options)
-    scenes = held_out.held_out(options.data, options.split, options.scenes)
+    scenes = held_out.scenes(options.data, options.split, options.scenes)
     spread = [(2 * i + 1) / (2 * options.frames) for i in range(options.frames)]
     frames = [scene.frames[int(at * len(scene.frames))] for scene in scenes for at in spread]
     cases = [

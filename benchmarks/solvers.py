@@ -24,11 +24,10 @@ from held_out import psnr
 from table import markdown, publish, run
 from torch import Tensor
 
-from sidestep.captures import read_captures
 from sidestep.evaluation.metrics import Metrics
-from sidestep.evaluation.protocol import PROTOCOLS, PairOfFrames, held_out_pairs, pairs_of_frames
+from sidestep.evaluation.protocol import PairOfFrames
 from sidestep.evaluation.results import Estimate
-from sidestep.evaluation.rows import METHODS, Batch, Model
+from sidestep.evaluation.rows import METHODS, Model
 from sidestep.evaluation.statistics import bootstrap, paired_difference
 from sidestep.files import atomic_path
 from sidestep.fusion import fuse
@@ -153,7 +152,7 @@ def counted(prior: LatentPrior) -> Any:
 def round_trips(options: Any) -> None:
     """The table `round-trip`, one picture a scene."""
     prior = held_out.load_prior(options)
-    scenes = held_out.held_out(options.data, options.split, options.scenes)
+    scenes = held_out.scenes(options.data, options.split, options.scenes)
     frames = [scene.frames[len(scene.frames) // 2] for scene in scenes]
     stars = options.t_star or [prior.default_t_star()]
     values: dict[tuple[int, str, int], list[float]] = defaultdict(list)
@@ -207,17 +206,12 @@ class Measured:
     def measure(self, pairs: Sequence[PairOfFrames]) -> None:
         """All rows of a batch of pairs."""
         prior = self.model.prior
-        photos, targets = (
-            held_out.pictures([getattr(pair, which) for pair in pairs], prior.image_size)
-            for which in ("reference", "target")
-        )
-        truth = self.metrics.target(targets, photos, [pair.position for pair in pairs])
-        latents = prior.encode(photos)
         self.scenes.extend(pair.scene.id for pair in pairs)
         for inversion, up in {"": None, **INVERSIONS}.items():
-            batch = Batch.of_pairs(self.model, pairs, pairs, (photos, targets), lambda views: views.flatten(1).mean(1))
+            batch, truth = held_out.batch(self.model, pairs, self.metrics)
             if up is not None:
-                batch.once("inverted", partial(up.run, prior, latents, up.grid(prior, self.t_star, up.steps)))
+                grid = up.grid(prior, self.t_star, up.steps)
+                batch.once("inverted", partial(up.run, prior, batch.reference_latents, grid))
             there = len(batch.grid) - 1 if up is None else up.forwards
             _ = batch.inverted  # else `late` would make it, and count it twice
             with counted(prior) as further:
@@ -246,7 +240,7 @@ class Measured:
                 for figure in ("psnr", "perceptual")
             ]
             cells = [_value(mean, digits) for mean, digits in zip(means, (2, 3, 3, 2), strict=True)]
-            cells += [_change(change, digits) for change, digits in zip(changes, (2, 3), strict=True)]
+            cells += [held_out.interval(change, digits, "+") for change, digits in zip(changes, (2, 3), strict=True)]
             rows.append([", ".join(row), f"{self.forwards[row]}", *cells])
         caption = (
             f"{len(self.scenes)} pairs of as many {split} scenes, all distances; t* {self.t_star}, TUNet trained on "
@@ -259,9 +253,7 @@ class Measured:
 def views(options: Any) -> None:
     """The table `views`, written anew after each batch."""
     pipe = NovelViewPipeline.from_pretrained(options.prior, device=options.device)
-    scenes = read_captures(options.data)
-    listed = held_out_pairs(scenes, PROTOCOLS["distance"], options.split, seed=0)
-    of_scene = {pair.scene.id: pair for pair in reversed(pairs_of_frames(listed, scenes))}
+    of_scene = {pair.scene.id: pair for pair in reversed(held_out.pairs(options.data, options.split))}
     pairs = sorted(of_scene.values(), key=lambda pair: pair.position)[: options.scenes]
     measured = Measured(Model(pipe.prior, pipe.tunet, BASE_STEPS, seed=0), options.steps)
     for start in range(0, len(pairs), options.batch_size):
@@ -274,12 +266,6 @@ def views(options: Any) -> None:
 
 def _value(estimate: Estimate | None, digits: int) -> str:
     return "" if estimate is None else f"{estimate.value:.{digits}f}"
-
-
-def _change(estimate: Estimate | None, digits: int) -> str:
-    if estimate is None:
-        return ""
-    return f"{estimate.value:+.{digits}f} [{estimate.low:+.{digits}f}, {estimate.high:+.{digits}f}]"
 
 
 if __name__ == "__main__":

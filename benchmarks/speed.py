@@ -174,7 +174,7 @@ class _Bench:
         self.unet = flops(lambda: prior.predict_noise(x, 1))
         self.encoder = flops(lambda: prior.encode(picture))
         self.decoder = flops(lambda: prior.decode(x))
-        self.tunet = flops(lambda: self._translate(1))
+        self.tunet = flops(self._translate)
 
     def views(self) -> list[list[str]]:
         from rivals import passes, plain_loop, published
@@ -290,24 +290,18 @@ class _Bench:
         """The columns that all tables end with: operations of one thing, their share of the rate, memory."""
         return [f"{done / 1e12:.3g}", f"{100 * done * count / best / self.rate:.0f}%", f"{peak:.2f}"]
 
-    def _translate(self, count: int) -> Any:
-        import torch
-
-        with torch.no_grad():
-            return self.pipe.tunet(*self._pairs(self.pipe.tunet, count))
-
-    def _pairs(self, tunet: Any, count: int) -> tuple[Any, ...]:
-        """Inputs of TUNet: a mean and two cameras of each of `count` pairs."""
+    def _translate(self) -> Any:
+        """TUNet's mean of one view."""
         import torch
 
         from sidestep import Camera, step_aside
 
-        trained = tunet.config
+        trained = self.pipe.tunet.config
         camera = Camera.from_fov(45, 8 * trained.sample_size, 8 * trained.sample_size)
         pair = Camera.stack([camera, step_aside(camera, 20.0)]).relative_to(camera).to(self.device, torch.float32)
-        mean = torch.randn(count, trained.in_channels, trained.sample_size, trained.sample_size, device=self.device)
-        own, other = (Camera.stack([pair[i]] * count) for i in (0, 1))
-        return mean, own, other
+        mean = torch.randn(1, trained.in_channels, trained.sample_size, trained.sample_size, device=self.device)
+        with torch.no_grad():
+            return self.pipe.tunet(mean, pair[:1], pair[1:])
 
 
 if __name__ == "__main__":
