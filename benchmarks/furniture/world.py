@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 from boxes import Box, blocked, overlap
-from handheld import FRAMES, View, corners, smooth, walk
+from handheld import ARC, FRAMES, View, corners, smooth, walk
 from textures import FLOORS
 
 from models import Model, Split, fraction
@@ -277,7 +277,7 @@ class _Planner:
 
     def _set_views(self, height: float) -> None:
         model, rng = self.model, self.rng
-        arc = float(rng.uniform(70, 150))
+        arc = float(rng.uniform(*ARC))
         _, box = self.placed[0]
         faced = model.category in ("chair", "sofa", "bench", "piano", "kitchen", "bathroom", "cabinet", "shelf")
         if self.at_wall:
