@@ -3,11 +3,10 @@
 import math
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
+from diffusers import DDIMScheduler
 
+from miniatures import SD, kl, unet
 from sidestep.prior import LatentPrior
-
-SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
 
 class GaussianPrior:
@@ -34,16 +33,4 @@ class GaussianPrior:
 
 def tiny_prior(prediction_type="epsilon", **schedule):
     torch.manual_seed(0)
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    vae = AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, **blocks)
-    unet = UNet2DModel(
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(32,),
-        norm_num_groups=8,
-        layers_per_block=1,
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-    )
-    return LatentPrior(vae, unet, {**SD, **schedule, "prediction_type": prediction_type})
+    return LatentPrior(kl(), unet(), {**SD, **schedule, "prediction_type": prediction_type})

@@ -9,10 +9,14 @@ import string
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-import transformers
 from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel
 from safetensors.torch import save_file
+
+from sidestep.prior import LatentPrior
+
+transformers = pytest.importorskip("transformers")
 
 KINDS = ("sd15", "sd21-base", "sd21", "sdxl")
 VOCABULARY = [
@@ -184,6 +188,16 @@ TEXTS: dict[str, dict[str, dict[str, Any]]] = {
     "ldm": {},
 }
 CLASSES = {"sd15": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline", "ldm": "LDMPipeline"}
+
+
+def load(path: Path | str, dtype: torch.dtype = torch.float32, **options: Any) -> LatentPrior:
+    return LatentPrior.from_pretrained(path, "cpu", dtype, **options)
+
+
+def noise_like(prior: LatentPrior, batch: int = 2) -> torch.Tensor:
+    """Latents of a prior, the same ones every time."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(batch, prior.latent_channels, prior.latent_size, prior.latent_size, generator=generator)
 
 
 def networks(kind: str) -> dict[str, torch.nn.Module]:

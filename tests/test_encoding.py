@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 
 import sidestep.encoding
+from miniatures import SETTINGS, SHARDS, contents, encode, tiny_prior, write_scenes
 from sidestep.cameras import distance_scale
 from sidestep.captures import read_captures
 from sidestep.captures.packing import pack_captures
@@ -20,10 +21,6 @@ from sidestep.images import resize_and_crop, to_tensor
 from sidestep.inversion import invert
 from sidestep.latents import LatentStore
 from sidestep.prior import LatentPrior
-
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    from miniatures import SETTINGS, SHARDS, contents, encode, tiny_prior, write_scenes
 
 FIXTURES = Path(__file__).parent / "data" / "furniture"
 

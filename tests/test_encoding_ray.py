@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 
+from miniatures import SETTINGS, contents, encode, tiny_prior, write_scenes
 from sidestep.captures.writing import write_capture
 from sidestep.encoding import Job, Shard
 from sidestep.encoding_ray import RayEngine, _tell_of_waiting, _tries, _Worker
@@ -26,10 +27,6 @@ from sidestep.errors import SidestepError
 from sidestep.prior import LatentPrior
 
 pytest.importorskip("ray")
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    from miniatures import SETTINGS, contents, encode, tiny_prior, write_scenes
-
 FURNITURE = Path(__file__).parent / "data" / "furniture"
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="processes are found in /proc")

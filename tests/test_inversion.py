@@ -2,18 +2,15 @@
 
 import itertools
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 
+from miniatures import SD
+from priors import GaussianPrior, tiny_prior
 from sidestep.errors import SidestepError
 from sidestep.inversion import InversionSettings, inversion_grid, invert, late_grid, sample
-
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    from priors import SD, GaussianPrior, tiny_prior
 
 
 @pytest.fixture

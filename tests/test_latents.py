@@ -11,15 +11,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from miniatures import SETTINGS, SHARDS
 from sidestep import latents
 from sidestep.cameras import Camera, elevations
 from sidestep.checksums import DIGEST, ROWS, with_checksums
 from sidestep.errors import SidestepError
 from sidestep.latents import TENSORS, LatentStore, find_damage
-
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    from miniatures import SETTINGS, SHARDS
 
 
 def test_the_store_says_what_it_was_made_of(whole, prior, scenes):

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, UNet2DModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from PIL import Image
 
 import sidestep.devices
 import sidestep.pipeline
+from miniatures import SD, kl, unet
 from sidestep.cameras import Camera
 from sidestep.errors import SidestepError
 from sidestep.fusion import FusionSettings, choose, variance_fusion
@@ -25,7 +26,6 @@ from sidestep.tunet import TUNet
 
 SIZE = 16
 INVERSION_STEPS, LATE_STEPS = 4, 2  # 0, 150, ..., 600 and on to 750, 900
-SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
 
 @pytest.fixture(autouse=True)
@@ -35,15 +35,9 @@ def _single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make_vae() -> AutoencoderKL:
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    vae = AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, scaling_factor=0.7, **blocks)
+    vae = kl(scaling_factor=0.7)
     vae.decoder.conv_out.weight.data.mul_(3)  # else its pictures are nearly grey
     return vae
-
-
-def make_unet() -> UNet2DModel:
-    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (32,)}
-    return UNet2DModel(sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, norm_num_groups=8, **blocks)
 
 
 def make_tunet(**options: Any) -> TUNet:
@@ -64,7 +58,7 @@ def make_tunet(**options: Any) -> TUNet:
 @pytest.fixture(scope="module")
 def pipe() -> NovelViewPipeline:
     torch.manual_seed(0)
-    return NovelViewPipeline(make_tunet(), make_vae(), make_unet(), DDIMScheduler(**SD))
+    return NovelViewPipeline(make_tunet(), make_vae(), unet(), DDIMScheduler(**SD))
 
 
 @pytest.fixture(scope="module")
@@ -354,7 +348,7 @@ def test_tunet_alone_with_its_prior_elsewhere(pipe: NovelViewPipeline, photo: Im
     assert_same(run(wanted, photo).images, run(loaded, photo).images)
 
     torch.manual_seed(5)
-    LatentPrior(make_vae(), make_unet(), SD).save_pretrained(tmp_path / "other")
+    LatentPrior(make_vae(), unet(), SD).save_pretrained(tmp_path / "other")
     with pytest.raises(SidestepError, match=r"another prior than .*other"):
         NovelViewPipeline.from_pretrained(tmp_path / "alone", prior=str(tmp_path / "other"), device="cpu")
     with pytest.raises(SidestepError, match="alone"):
@@ -370,7 +364,7 @@ def test_parts_of_different_sizes_are_refused(pipe: NovelViewPipeline) -> None:
 
 def test_weights_stored_in_half_precision(photo: Image.Image, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    prior = LatentPrior(make_vae(), make_unet(), SD).half()
+    prior = LatentPrior(make_vae(), unet(), SD).half()
     tunet = make_tunet(prior_fingerprint=prior.fingerprint())
     pipe = NovelViewPipeline(tunet.half(), prior.vae, prior.unet, prior.scheduler)
     pipe.save_pretrained(tmp_path)
@@ -394,7 +388,7 @@ def test_a_pipeline_loaded_and_saved_in_half_precision_loads_again(
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_to_moves_every_network_and_the_pipeline_still_works(photo: Image.Image, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    pipe = NovelViewPipeline(make_tunet(), make_vae(), make_unet(), DDIMScheduler(**SD))
+    pipe = NovelViewPipeline(make_tunet(), make_vae(), unet(), DDIMScheduler(**SD))
     before = run(pipe, photo, TARGETS, fusion="auto")
     assert pipe.to(dtype) is pipe
     assert {p.dtype for network in (pipe.unet, pipe.vae) for p in network.parameters()} == {dtype}
@@ -408,7 +402,7 @@ def test_to_moves_every_network_and_the_pipeline_still_works(photo: Image.Image,
 
 
 def test_to_another_device_moves_every_network(photo: Image.Image) -> None:
-    pipe = NovelViewPipeline(make_tunet(), make_vae(), make_unet(), DDIMScheduler(**SD))
+    pipe = NovelViewPipeline(make_tunet(), make_vae(), unet(), DDIMScheduler(**SD))
     assert pipe.device.type == "cpu"
     pipe.to("meta")
     networks = (pipe.tunet, pipe.unet, pipe.vae, pipe.prior)
@@ -457,12 +451,12 @@ def test_what_is_refused(pipe: NovelViewPipeline, photo: Image.Image, options: d
 @pytest.fixture(scope="module")
 def text_pipe(make_text_parts: Callable[..., Any]) -> NovelViewPipeline:
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(
+    conditioned = UNet2DConditionModel(
         sample_size=8, block_out_channels=(32, 32), norm_num_groups=8, layers_per_block=1, cross_attention_dim=16,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         attention_head_dim=8,
     )  # fmt: skip
-    return NovelViewPipeline(make_tunet(), make_vae(), unet, DDIMScheduler(**SD), *make_text_parts())
+    return NovelViewPipeline(make_tunet(), make_vae(), conditioned, DDIMScheduler(**SD), *make_text_parts())
 
 
 def test_a_prompt_acts_in_sampling_only(text_pipe: NovelViewPipeline, photo: Image.Image) -> None:
@@ -502,7 +496,7 @@ def test_a_pipeline_with_text_is_saved_whole(text_pipe: NovelViewPipeline, photo
 def test_half_precision_where_networks_compute_in_bfloat16(
     pipe: NovelViewPipeline, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = NovelViewPipeline(make_tunet(), make_vae(), make_unet(), DDIMScheduler(**SD)).to(torch.float16)
+    other = NovelViewPipeline(make_tunet(), make_vae(), unet(), DDIMScheduler(**SD)).to(torch.float16)
     monkeypatch.setattr(sidestep.devices, "network_dtype", lambda device: torch.bfloat16)
     reference = other.to(torch.float32).invert(photo)
     assert other.to(torch.float16).coarse(reference, TARGETS)[0].size == (SIZE, SIZE)

@@ -14,7 +14,9 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
+import published
 import sidestep.plan
+from miniatures import TINY_TUNET
 from sidestep.captures import read_captures
 from sidestep.captures.splits import model_split, write_split
 from sidestep.cli import main
@@ -27,18 +29,11 @@ from sidestep.pretraining.config import AutoencoderConfig, UNetConfig
 from sidestep.prior import LatentPrior, copy_prior
 from sidestep.training import TrainConfig, train
 
-pytest.importorskip("transformers")
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    import published
-
 pytestmark = pytest.mark.usefixtures("own_process")
 CAPTURES = Path(__file__).parent / "data" / "furniture"  # three scenes of 25 frames
 FRAMES = 75
 SETTINGS = InversionSettings(t_star=600, steps=2)
 SIZES = {"scenes_per_shard": 2, "batch_size": 8}
-TINY = {"block_out_channels": (16, 32), "attention_levels": 1, "head_dim": 8, "cross_attention_dim": 24}
-TINY |= {"time_embed_dim": 24, "norm_groups": 4}
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +56,7 @@ def stored(prior: LatentPrior, tmp_path_factory: pytest.TempPathFactory) -> Trai
         epochs=2,
         batch_size=4,
         size="small",
-        tunet=TINY,
+        tunet=dict(TINY_TUNET),
         split=str(root / "split.json"),
         precision="fp32",
     )
@@ -142,7 +137,7 @@ def test_what_a_training_will_do_and_how_much_of_it_is_done(stored: TrainConfig)
     assert (done["steps"], done["steps_done"], done["samples"]) == (20, 10, 40)
     assert plan_training(stored).to_dict()["hours"] == 0
     with pytest.raises(SidestepError, match="damaged, or made for another network"):
-        plan_training(replace(stored, tunet={**TINY, "block_out_channels": (16, 48)}))
+        plan_training(replace(stored, tunet={**TINY_TUNET, "block_out_channels": (16, 48)}))
 
 
 @pytest.mark.parametrize("kind", ["sd15", "sdxl"])

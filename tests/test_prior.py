@@ -8,8 +8,6 @@ import pytest
 import torch
 from diffusers import (
     AsymmetricAutoencoderKL,
-    AutoencoderDC,
-    AutoencoderKL,
     AutoencoderTiny,
     DDIMScheduler,
     DDPMScheduler,
@@ -17,53 +15,19 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     PNDMScheduler,
     UNet2DConditionModel,
-    UNet2DModel,
 )
 from safetensors.torch import load_file, save_file
 
+from miniatures import SD, dc, kl, unet
 from sidestep.errors import SidestepError
 from sidestep.prior import LatentPrior
 from sidestep.prompts import PromptEmbeds
-
-SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-
-
-def kl(**options):
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    return AutoencoderKL(
-        **{"block_out_channels": (8, 8), "norm_num_groups": 4, "latent_channels": 4, **blocks, **options}
-    )
 
 
 def tiny(**options):
     channels = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
     blocks = {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
     return AutoencoderTiny(**channels, **blocks, latent_channels=4, **options)
-
-
-def dc(**options):
-    return AutoencoderDC(
-        latent_channels=4,
-        encoder_block_types="ResBlock",
-        decoder_block_types="ResBlock",
-        encoder_block_out_channels=(8, 8),
-        decoder_block_out_channels=(8, 8),
-        encoder_layers_per_block=(0, 1),
-        decoder_layers_per_block=(0, 1),
-        encoder_qkv_multiscales=((), ()),
-        decoder_qkv_multiscales=((), ()),
-        decoder_norm_types="rms_norm",
-        decoder_act_fns="silu",
-        downsample_block_type="pixel_unshuffle",
-        upsample_block_type="pixel_shuffle",
-        **{"scaling_factor": 0.5, **options},
-    )
-
-
-def unet(**options):
-    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (32,)}
-    size = {"sample_size": 8, "in_channels": 4, "out_channels": 4, "layers_per_block": 1, "norm_num_groups": 8}
-    return UNet2DModel(**{**size, **blocks, **options})
 
 
 def text_unet(**options):

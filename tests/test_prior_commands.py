@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import published
 from sidestep import NovelViewPipeline, TUNet
 from sidestep.cameras import Camera
 from sidestep.cli import main
@@ -19,11 +20,6 @@ from sidestep.latents import LatentStore
 from sidestep.prior import LatentPrior
 from sidestep.prior_layouts import LAYOUTS
 from sidestep.trajectories import orbit
-
-pytest.importorskip("transformers")
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    import published
 
 pytestmark = pytest.mark.usefixtures("own_process")
 FURNITURE = Path(__file__).parent / "data" / "furniture"

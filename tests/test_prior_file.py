@@ -13,14 +13,10 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from safetensors.torch import load_file, save_file
 
+import published
+from published import load, noise_like, transformers
 from sidestep.errors import SidestepError
-from sidestep.prior import LatentPrior
 from sidestep.prior_file import LAYOUTS, _layout
-
-transformers = pytest.importorskip("transformers")
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    import published
 
 PAGE = Path(__file__).parents[1] / "docs" / "priors.md"
 
@@ -49,15 +45,6 @@ def priors(folders):
 def _no_hub(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("socket.socket.connect", lambda *a: pytest.fail("a single file asked the network"))
-
-
-def load(path, **options):
-    return LatentPrior.from_pretrained(path, "cpu", torch.float32, **options)
-
-
-def noise_like(prior):
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(1, prior.latent_channels, prior.latent_size, prior.latent_size, generator=generator)
 
 
 def without_tokenizers(folder, into):

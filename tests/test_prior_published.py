@@ -2,22 +2,18 @@
 
 import copy
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, LDMPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors.torch import load_file
 
+import published
+from published import load, noise_like
 from sidestep.errors import SidestepError
 from sidestep.inversion import inversion_grid, invert, sample
 from sidestep.prior import LatentPrior
 from sidestep.prompts import PromptEmbeds
-
-pytest.importorskip("transformers")
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    import published
 
 
 @pytest.fixture(scope="module")
@@ -38,19 +34,10 @@ def _no_hub(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
-def load(folder, dtype=torch.float32, **options):
-    return LatentPrior.from_pretrained(folder, "cpu", dtype, **options)
-
-
 def edit(path, **changes):
     config = json.loads(path.read_text())
     config |= changes
     path.write_text(json.dumps({key: value for key, value in config.items() if value is not ...}))
-
-
-def noise_like(prior, batch=2):
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(batch, prior.latent_channels, prior.latent_size, prior.latent_size, generator=generator)
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,13 @@
 
 import inspect
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DPMSolverMultistepInverseScheduler, DPMSolverMultistepScheduler
 
+from miniatures import SD
+from priors import GaussianPrior, tiny_prior
 from sidestep.errors import SidestepError
 from sidestep.inversion import Inverted, ddim_step, inversion_grid, invert, sample
 from sidestep.solvers import (
@@ -18,10 +19,6 @@ from sidestep.solvers import (
     sample_multistep,
     sigma_grid,
 )
-
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    from priors import SD, GaussianPrior, tiny_prior
 
 GRID = inversion_grid(600, 6)
 MIXINGS = ("last", "average", "anderson")

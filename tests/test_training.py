@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
 from PIL import Image
 from safetensors.torch import load_file
 
 import sidestep.devices
 import sidestep.training
+from miniatures import SD, TINY_TUNET, kl, unet
 from sidestep.cameras import Camera
 from sidestep.captures import Frame, Scene
 from sidestep.captures.splits import write_split
@@ -30,10 +30,6 @@ from sidestep.prior import LatentPrior
 from sidestep.training import TrainConfig, build_tunet, train
 from sidestep.trajectories import orbit, step_aside
 from sidestep.tunet import TUNet
-
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    from miniatures import TINY_TUNET
 
 SETTINGS = InversionSettings(t_star=600, steps=2)
 # name: (category, frames). The last two are held out; no scene that trains is a lamp.
@@ -50,11 +46,7 @@ def _single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def make_prior() -> LatentPrior:
     torch.manual_seed(0)
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    vae = AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, scaling_factor=0.7, **blocks)
-    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (32,)}
-    unet = UNet2DModel(sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, norm_num_groups=8, **blocks)
-    return LatentPrior(vae, unet, DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012))
+    return LatentPrior(kl(scaling_factor=0.7), unet(), SD)
 
 
 @pytest.fixture(scope="module")

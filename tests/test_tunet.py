@@ -6,14 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from miniatures import TINY_TUNET
 from sidestep.cameras import Camera
 from sidestep.errors import SidestepError
 from sidestep.trajectories import step_aside
 from sidestep.tunet import TUNet, to_map, to_tokens
-
-with pytest.MonkeyPatch.context() as patch:
-    patch.syspath_prepend(Path(__file__).parent)
-    from miniatures import TINY_TUNET
 
 TINY: dict[str, Any] = {
     "in_channels": 3,

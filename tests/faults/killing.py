@@ -32,7 +32,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # a process with more threads cannot be for
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
+from diffusers import DDIMScheduler
 from PIL import Image
 from safetensors import safe_open
 from torch.utils import tensorboard  # noqa: F401 (the runs need it)
@@ -60,7 +60,7 @@ with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(beside)
     import corner
 
-    from miniatures import SETTINGS, TINY_TUNET, tiny_prior, write_scenes
+    from miniatures import SD, SETTINGS, TINY_TUNET, kl, tiny_prior, unet, write_scenes
 
 FURNITURE = TESTS / "data" / "furniture"
 PATIENCE = 600.0  # seconds that a run may take before it is taken for one that hangs
@@ -139,12 +139,10 @@ def commands(folder: Path, names: Sequence[str]) -> Iterator[Command]:
 def _write_model(folder: Path) -> None:
     torch.manual_seed(0)
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}
-    vae = AutoencoderKL(block_out_channels=(8, 8, 8), norm_num_groups=4, latent_channels=4, **blocks)
-    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (32,)}
-    unet = UNet2DModel(sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, norm_num_groups=8, **blocks)
-    scheduler = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
-    told = {"inversion_steps": 4, "prior_fingerprint": LatentPrior(vae, unet, scheduler).fingerprint()}
-    NovelViewPipeline(TUNet(sample_size=8, **TINY_TUNET, **told), vae, unet, scheduler).save_pretrained(folder)
+    vae, network = kl(block_out_channels=(8, 8, 8), **blocks), unet()
+    scheduler = DDIMScheduler(**SD)
+    told = {"inversion_steps": 4, "prior_fingerprint": LatentPrior(vae, network, scheduler).fingerprint()}
+    NovelViewPipeline(TUNet(sample_size=8, **TINY_TUNET, **told), vae, network, scheduler).save_pretrained(folder)
 
 
 @dataclass(frozen=True)
