@@ -27,7 +27,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from sidestep.cameras import Camera
-from sidestep.captures import Frame, Scene, read_captures
+from sidestep.captures import Frame, Scene, packed, packing, read_captures
 from sidestep.captures.co3d import HalfDepth
 from sidestep.captures.maps import Alpha, read_depth, write_depth, write_mask
 from sidestep.captures.packed import Slice
@@ -482,6 +482,18 @@ def test_another_set_or_size_is_refused_and_kept(pack_copy: Path, whole: Path, s
     with pytest.raises(SidestepError, match=f"^{pack_copy}: holds a pack of 5 frames a shard, not 7;"):
         pack(scenes, pack_copy, frames_per_shard=7)
     assert contents(pack_copy) == contents(whole)
+
+
+def test_shards_whose_numbers_have_six_digits_are_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (packed, packing):
+        monkeypatch.setattr(module, "shard_name", lambda number: f"shard-{number + 100_000:05d}.tar")
+        monkeypatch.setattr(module, "index_name", lambda number: f"shard-{number + 100_000:05d}.safetensors")
+    scene = _scene("a", tmp_path)
+    pack([scene], tmp_path / "pack")
+    kept = contents(tmp_path / "pack")
+    assert "shard-100000.tar" in kept
+    pack([scene], tmp_path / "pack")
+    assert contents(tmp_path / "pack") == kept
 
 
 def test_a_photo_that_changed_is_not_mixed_with_what_was_packed(tmp_path: Path) -> None:
