@@ -352,6 +352,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(SHARES), help="these commands, by commas")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     sidestep.devices.network_dtype = lambda device: torch.float32
     sidestep.evaluation.published.urlopen = _refuse
