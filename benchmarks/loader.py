@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         opened.append(
             [f"{options.scenes:,}", f"{options.scenes * options.frames:,}", *_opened(measure(store, "open", 0))]
         )
-        for threads in (1, LOADERS):
+        for threads in (1, LOADERS, 2 * LOADERS):
             found = measure(store, f"read:{threads}", options.batches)
             for where, key in (("not in memory", "cold"), ("in memory", "warm")):
                 seconds, processor, from_disk = found[key]

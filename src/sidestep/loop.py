@@ -50,7 +50,7 @@ OTHERS = {
 }
 ONLY_DDP = "and training here knows DDP alone; launch with configs/accelerate-ddp.yaml, or with torchrun"
 LEAST_SCALE = 1.0  # of fp16's loss: gradients that overflow even so are too large by themselves
-LOADERS = 4  # threads that make batches, one batch each
+LOADERS = 2  # threads that make batches, one batch each; more wait for each other, for Python runs one at a time
 PATIENCE = timedelta(hours=2)  # how long processes wait for the first one, which may fetch a prior to validate with
 
 
