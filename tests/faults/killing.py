@@ -186,6 +186,7 @@ def _fork(
         os.dup2(tell, 2)
         code = 1
         try:
+            torch.set_num_threads(1)  # torch renews a forked pool at its first use, for which two threads may not race
             seen = _count_operations(watched, before_operation) if watched else [0]
             if file_size is not None:
                 signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
