@@ -1,11 +1,11 @@
 """`sidestep capture`: what looks after captured scenes."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from sidestep.cli.terminal import manners, progress_bars, report
+from sidestep.cli.terminal import manners, progress_bar, progress_bars, report
 from sidestep.errors import SidestepError
 
 
@@ -27,11 +27,8 @@ def inspect(
         if out.is_dir():
             raise SidestepError(f"{out}: is a folder; name a file in it")
         make_folder(out.parent)
-    with progress_bars() as progress:
-        bar = progress.add_task("scenes", total=None)
-        found = inspect_captures(
-            data, photos, progress=lambda done, total: progress.update(bar, completed=done, total=total)
-        )
+    with progress_bar("scenes") as progress:
+        found = inspect_captures(data, photos, progress=progress)
     if out is not None:
         write_page(out, found)
     if manners.json:
@@ -56,14 +53,7 @@ def import_(
     """Find the cameras of photos or of a video (COLMAP), and make a scene of them; the same command resumes."""
     from sidestep.captures.photos import import_photos
 
-    with progress_bars() as progress:
-        bars: dict[str, Any] = {}
-
-        def show(stage: str, done: int, total: int) -> None:
-            if stage not in bars:
-                bars[stage] = progress.add_task(stage, total=total)
-            progress.update(bars[stage], completed=done, total=total)
-
+    with progress_bars() as show:
         result = import_photos(source, folder, frames, max_size, show)
     if manners.json:
         report(result.to_dict())

@@ -4,17 +4,17 @@ import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
-from sidestep.cli.terminal import Device, console, manners, progress_bars, report
+from sidestep.cli.terminal import Device, console, manners, progress_bar, report
 from sidestep.errors import SidestepError
-from sidestep.evaluation.comparison import measured_pairs, pairs_behind
-from sidestep.evaluation.results import Figure, Results, Row
+
+if TYPE_CHECKING:
+    from sidestep.evaluation.results import Figure, Results, Row
 
 UNBOUNDED = 10_000  # columns; a table takes what it needs of them
 
@@ -58,18 +58,8 @@ def evaluate(
     """Evaluate a model on held-out scenes: figures with intervals, baselines, and a report with pictures."""
     from sidestep.evaluation.evaluate import evaluate as run
 
-    folders = {}
-    for entry in predictions or []:
-        name, separator, folder = entry.partition("=")
-        if not separator or not name or not folder:
-            raise SidestepError(
-                f"--predictions {entry}: expected NAME=DIR, a row's name and the folder of its pictures"
-            )
-        if name in folders:
-            raise SidestepError(f"--predictions {entry}: {name} is given twice; give each row a name of its own")
-        folders[name] = Path(folder)
-    with progress_bars() as progress:
-        bar = progress.add_task("pairs", total=None)
+    folders = _folders(predictions or [])
+    with progress_bar("pairs") as progress:
         results = run(
             model,
             data,
@@ -86,23 +76,53 @@ def evaluate(
             weights=weights,
             device=device,
             command=shlex.join(["sidestep", *sys.argv[1:]]),
-            progress=lambda done, total: progress.update(bar, completed=done, total=total),
+            progress=progress,
         )
-    page = str(out / "report.html")
+    told = {"report": str(out / "report.html")}
     if manners.json:
-        estimates = {
-            row: {
-                subset: {
-                    figure.name: asdict(found[figure.name]) | {"pairs": len(pairs_behind(results, row, figure, subset))}
-                    for figure in results.figures
-                    if figure.name in found
-                }
-                for subset, found in subsets.items()
+        report({**told, **_for_programs(results)})
+    else:
+        _print(results)
+        report(told)
+
+
+def _folders(predictions: list[str]) -> dict[str, Path]:
+    """Reads "NAME=DIR" of each row of another program's pictures."""
+    folders: dict[str, Path] = {}
+    for entry in predictions:
+        name, separator, folder = entry.partition("=")
+        if not separator or not name or not folder:
+            raise SidestepError(
+                f"--predictions {entry}: expected NAME=DIR, a row's name and the folder of its pictures"
+            )
+        if name in folders:
+            raise SidestepError(f"--predictions {entry}: {name} is given twice; give each row a name of its own")
+        folders[name] = Path(folder)
+    return folders
+
+
+def _for_programs(results: "Results") -> dict[str, Any]:
+    """Each estimate, by row, subset and figure, with how many pairs are behind it; and what is missing."""
+    from sidestep.evaluation.comparison import pairs_behind
+
+    estimates = {
+        row: {
+            subset: {
+                figure.name: asdict(found[figure.name]) | {"pairs": len(pairs_behind(results, row, figure, subset))}
+                for figure in results.figures
+                if figure.name in found
             }
-            for row, subsets in results.estimates.items()
+            for subset, found in subsets.items()
         }
-        report({"report": page, "missing": results.missing, "not_finite": results.not_finite, "estimates": estimates})
-        return
+        for row, subsets in results.estimates.items()
+    }
+    return {"missing": results.missing, "not_finite": results.not_finite, "estimates": estimates}
+
+
+def _print(results: "Results") -> None:
+    """The table of all pairs to stdout, and notes on it to stderr."""
+    from rich.table import Table
+
     figures = [figure for figure in results.figures if not figure.part]  # those of parts are in the report
     table = Table("", *(figure.title for figure in figures))
     notes = []
@@ -113,27 +133,28 @@ def evaluate(
     for row in results.rows:
         found = results.estimates[row.name]["all"]
         cells = [f"{found[f.name].value:.{f.digits}f}" if f.name in found else "" for f in figures]
-        marks = " †" if row.uses_target else " §" if row.true_geometry else ""
+        marks = f" {row.mark}" if row.mark else ""
         fewer = _fewer_pairs(results, row, figures)
         if fewer:
             notes.append(f"‡ {row.title}: {fewer}, so not compared there")
             marks += " ‡"
         table.add_row(escape(row.title) + marks, *cells)
+    notes += [
+        f"{name}: {count} views hold NaN or infinity and are left out" for name, count in results.not_finite.items()
+    ]
+    notes += [f"{title}: missing; {reason}" for title, reason in results.missing.items()]
     results_console = Console()
     if not results_console.is_terminal:
         results_console.width = UNBOUNDED  # else rich cuts the table at 80 columns
     results_console.print(table)
     for note in notes:
         console.print(escape(note), highlight=False)
-    for name, count in results.not_finite.items():
-        console.print(f"{escape(name)}: {count} views hold NaN or infinity and are left out", highlight=False)
-    for title, reason in results.missing.items():
-        console.print(f"{title}: missing; {escape(reason)}", highlight=False)
-    report({"report": page})
 
 
-def _fewer_pairs(results: Results, row: Row, figures: list[Figure]) -> str:
+def _fewer_pairs(results: "Results", row: "Row", figures: "list[Figure]") -> str:
     """Which of its figures a row has for fewer pairs than others have, in words; empty if none."""
+    from sidestep.evaluation.comparison import measured_pairs, pairs_behind
+
     titles: dict[str, list[str]] = {}
     for figure in figures:
         pairs, measured = len(pairs_behind(results, row.name, figure)), measured_pairs(results, figure)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sidestep.cli.terminal import progress_bars, report
+from sidestep.cli.terminal import progress_bar, report
 
 
 def pack(
@@ -20,12 +20,6 @@ def pack(
     from sidestep.captures.packing import pack_captures
 
     scenes = read_captures(data)
-    with progress_bars() as progress:
-        bar = progress.add_task("frames", total=None)
-        packed = pack_captures(
-            scenes,
-            out,
-            frames_per_shard=frames_per_shard,
-            progress=lambda done, total: progress.update(bar, completed=done, total=total),
-        )
+    with progress_bar("frames") as progress:
+        packed = pack_captures(scenes, out, frames_per_shard=frames_per_shard, progress=progress)
     report(asdict(packed))

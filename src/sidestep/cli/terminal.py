@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import rich
@@ -20,7 +20,7 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import TaskID
     from rich.status import Status
 
 
@@ -68,8 +68,6 @@ def _remember(name: str) -> Callable[[bool], bool]:
 
 
 TALK = "What is printed"
-Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file with the experiment's settings.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings that replace the file's.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps; the best one present by default.")]
 Json = Annotated[
     bool,
@@ -148,13 +146,36 @@ def stop_spinner() -> None:
         _spinner.stop()
 
 
-def progress_bars() -> "Progress":
-    """Bars for long work, drawn only where somebody can watch them."""
+@contextmanager
+def progress_bars(first: str | None = None) -> Iterator[Callable[[str, int, int], None]]:
+    """Bars for long work, drawn only where somebody can watch them.
+
+    Args:
+        first: the stage whose bar is there at once.
+
+    Yields:
+        What moves the bar of a stage: its name, the steps done, and all of them.
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     stop_spinner()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, redirect_stdout=False, disable=manners.quiet or not console.is_terminal)
+    with Progress(*columns, redirect_stdout=False, disable=manners.quiet or not console.is_terminal) as progress:
+        bars: dict[str, TaskID] = {} if first is None else {first: progress.add_task(first, total=None)}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in bars:
+                bars[stage] = progress.add_task(stage)
+            progress.update(bars[stage], completed=done, total=total)
+
+        yield show
+
+
+@contextmanager
+def progress_bar(name: str) -> Iterator[Callable[[int, int], None]]:
+    """The same for work of one stage."""
+    with progress_bars(name) as show:
+        yield partial(show, name)
 
 
 def answer(result: dict[str, Any]) -> None:

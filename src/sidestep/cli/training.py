@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sidestep.cli.terminal import Config, Device, Overrides, manners, progress_bars, report, stop_spinner
+from sidestep.cli.terminal import Device, manners, progress_bar, report, stop_spinner
 from sidestep.errors import SidestepError
 
 if TYPE_CHECKING:
     from sidestep.plan import Plan
 
 SPREAD = "Many processes and machines"
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file with the experiment's settings.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings that replace the file's.")]
 DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Tell what would be done, how long it takes and what it writes, and do nothing."),
@@ -71,8 +73,7 @@ def encode(
         sizes = {"scenes_per_shard": scenes_per_shard, "batch_size": batch_size}
         _tell(plan_encoding(loaded, scenes, out, settings, prior_name=prior, part=own_part, left_out=left_out, **sizes))
         return
-    with progress_bars() as progress:
-        bar = progress.add_task("frames", total=None)
+    with progress_bar("frames") as progress:
         frames = encode_captures(
             loaded,
             scenes,
@@ -83,7 +84,7 @@ def encode(
             batch_size=batch_size,
             part=own_part,
             engine=RayEngine(workers, device) if engine == "ray" else encode_here,
-            progress=lambda done, total: progress.update(bar, completed=done, total=total),
+            progress=progress,
         )
     made = {"part": part} if part else {"scenes": len(LatentStore(out).scenes)}
     report({"store": str(out), **made, "frames": frames, "t_star": settings.t_star})

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sidestep.cli.terminal import manners, progress_bars, report
+from sidestep.cli.terminal import manners, progress_bar, report
 
 
 def verify(
@@ -16,9 +16,8 @@ def verify(
     """Read all of a store, pack or run and compare it with its checksums; exit with 1 if anything is damaged."""
     from sidestep.verification import verify as read
 
-    with progress_bars() as progress:
-        bar = progress.add_task("files", total=None)
-        found = read(path, lambda done, total: progress.update(bar, completed=done, total=total))
+    with progress_bar("files") as progress:
+        found = read(path, progress)
     told = asdict(found)
     if not manners.json:
         del told["faults"]

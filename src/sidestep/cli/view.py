@@ -11,8 +11,6 @@ from sidestep.cli.terminal import Device, progress_bars, report
 from sidestep.errors import SidestepError
 
 if TYPE_CHECKING:
-    from rich.progress import TaskID
-
     from sidestep.cameras import Camera
     from sidestep.captures import Frame
 
@@ -211,14 +209,7 @@ def view(
         pipe.prior.check_text()
         result["caption"] = describe(image, BLIP if caption == "auto" else caption, device)
         prompt = (prompt or CAPTION).replace(CAPTION, result["caption"])
-    with progress_bars() as progress:
-        bars: dict[str, TaskID] = {}
-
-        def show(stage: str, done: int, total: int) -> None:
-            if stage not in bars:
-                bars[stage] = progress.add_task(stage, total=total)
-            progress.update(bars[stage], completed=done)
-
+    with progress_bars() as show:
         views = pipe(
             image,
             targets,
