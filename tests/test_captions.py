@@ -2,34 +2,30 @@
 
 import json
 import pickle
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from string import ascii_lowercase
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, UNet2DModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import sidestep.captions
 import sidestep.devices
 from sidestep.captions import BLIP, BLIP_REVISION, caption
-from sidestep.cli import main
 from sidestep.errors import SidestepError
 from sidestep.pipeline import NovelViewPipeline
 from sidestep.prior import LatentPrior
-from sidestep.tunet import TUNet
 
 transformers = pytest.importorskip("transformers")
 
 # Captions of what no sentence says: letters, which are words of both models' vocabularies.
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LETTERS = list(ascii_lowercase)
-pytestmark = pytest.mark.usefixtures("own_process")
 
 
 @pytest.fixture(autouse=True)
@@ -196,39 +192,21 @@ def test_a_hub_that_cannot_be_reached_is_told_with_what_to_do(hub_cache: Path) -
         caption(pattern(0))
 
 
-def make_pipe(unet: Any, *text: Any) -> NovelViewPipeline:
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    vae = AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, scaling_factor=0.7, **blocks)
-    vae.decoder.conv_out.weight.data.mul_(3)  # else its pictures are nearly grey
-    tunet = TUNet(
-        sample_size=8, block_out_channels=(16, 32), attention_levels=1, head_dim=8, cross_attention_dim=24,
-        time_embed_dim=24, norm_groups=4, inversion_steps=4,
-    )  # fmt: skip
-    scheduler = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
-    return NovelViewPipeline(tunet.eval(), vae, unet, scheduler, *text)
-
-
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory, make_text_parts: Callable[..., Any]) -> Path:
+def model(
+    miniatures: ModuleType, make_text_parts: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A pipeline that takes prompts of 24 letters at most."""
-    folder = tmp_path_factory.mktemp("prompts")
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=8, block_out_channels=(32, 32), norm_num_groups=8, layers_per_block=1, cross_attention_dim=16,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        attention_head_dim=8,
-    )  # fmt: skip
-    make_pipe(unet, *make_text_parts(length=26)).save_pretrained(folder / "model")
-    return folder / "model"
+    folder = tmp_path_factory.mktemp("prompts") / "model"
+    miniatures.reading(miniatures.tiny_pipeline(), *make_text_parts(length=26)).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
-def wordless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wordless(miniatures: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline whose prior has no text encoder, as the bundled one."""
-    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (32,)}
-    unet = UNet2DModel(sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, norm_num_groups=8, **blocks)
     folder = tmp_path_factory.mktemp("wordless")
-    make_pipe(unet).save_pretrained(folder)
+    miniatures.tiny_pipeline().save_pretrained(folder)
     return folder
 
 
@@ -239,16 +217,14 @@ def photo(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def view(photo: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def view(sidestep: Callable[..., int], photo: Path) -> Any:
     """Runs `sidestep view photo ...`: the picture, or the exit code where there is none."""
 
     def run(model: Path, *options: Any) -> Any:
         out = photo.with_name("view.png")
-        command = ["view", photo, "--out", out, "--yaw", "20", "--steps", "3", "--device", "cpu", "--model", model]
-        monkeypatch.setattr(sys, "argv", ["sidestep", *map(str, [*command, *options])])
-        with pytest.raises(SystemExit) as end:
-            main()
-        return np.asarray(Image.open(out), dtype=int) if end.value.code in (0, None) else end.value.code
+        own = ("--out", out, "--yaw", 20, "--steps", 3, "--device", "cpu", "--model", model)
+        code = sidestep("view", photo, *own, *options)
+        return code or np.asarray(Image.open(out), dtype=int)
 
     return run
 

@@ -20,27 +20,69 @@ from diffusers import AutoencoderTiny, DDPMScheduler, UNet2DModel
 
 from sidestep.captures import read_captures
 from sidestep.captures.splits import write_split
-from sidestep.cli import main
 from sidestep.errors import SidestepError
 from sidestep.pipeline import NovelViewPipeline
 from sidestep.prior import LatentPrior
 
 FURNITURE = Path(__file__).parents[1] / "data" / "furniture"
 CHAIR = Path(__file__).parents[2] / "examples" / "chair.jpg"
-pytestmark = pytest.mark.usefixtures("own_process")
+Command = Callable[..., int]  # runs the command line, by its arguments; the exit code
+COMMANDS = ("view", "app", "prior", "encode", "train", "pretrain", "evaluate", "pack", "verify", "capture")
+ASK = """
+import sys
+from sidestep.cli import main
+try:
+    main()
+except SystemExit as end:
+    heavy = {"torch", "diffusers", "transformers", "accelerate", "numpy", "PIL"} & set(sys.modules)
+    print(end.code or 0, sorted(heavy), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("--version",), *((command, "--help") for command in COMMANDS)], ids=" ".join
+)
+def test_help_and_version_answer_without_loading_anything_large(arguments: tuple[str, ...]) -> None:
+    result = subprocess.run([sys.executable, "-c", ASK, *arguments], capture_output=True, text=True, check=True)
+    assert result.stderr.strip() == "0 []"
+    if "--help" in arguments:
+        assert "Usage" in result.stdout
+    else:
+        assert result.stdout.strip()[0].isdigit()
+
+
+def test_the_help_lists_every_command(
+    sidestep: Command,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert sidestep("--help") == 0
+    told = capsys.readouterr().out
+    assert all(command in told for command in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("view", "a.jpg", "--out", "b.png", "--yawn", "3"),
+        ("look",),
+        ("view",),
+        ("view", "a.jpg", "--out", "b.png", "--frames", "1"),
+    ],
+)
+def test_a_wrong_command_line_exits_with_an_error(
+    sidestep: Command, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
+    assert sidestep(*arguments) == 2
+    assert "Usage" in capsys.readouterr().err
 
 
 @pytest.fixture
-def view(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
+def view(sidestep: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
     """Runs `sidestep [BEFORE ...] view ... [AFTER ...]`, whose pipeline does `work`; the exit code."""
 
     def run(work: Callable[[], None], *after: str, before: tuple[str, ...] = ()) -> int:
         monkeypatch.setattr(NovelViewPipeline, "from_pretrained", lambda *_, **__: work())
-        command = [*before, "view", str(CHAIR), "--out", str(tmp_path / "out.png"), *after]
-        monkeypatch.setattr(sys, "argv", ["sidestep", *command])
-        with pytest.raises(SystemExit) as end:
-            main()
-        return int(end.value.code or 0)
+        return sidestep(*before, "view", CHAIR, "--out", tmp_path / "out.png", *after)
 
     return run
 
@@ -113,7 +155,7 @@ def test_too_little_memory_is_no_defect(
 
 
 def test_the_page_says_its_address_as_the_one_object_and_serves(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    sidestep: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("gradio")
 
@@ -122,18 +164,18 @@ def test_the_page_says_its_address_as_the_one_object_and_serves(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sidestep.app.server.serve", serve)
-    assert sidestep(monkeypatch, "app", "--port", 7, "--json") == 130
+    assert sidestep("app", "--port", 7, "--json") == 130
     assert json.loads(capsys.readouterr().out) == {"url": "http://127.0.0.1:7"}
-    assert sidestep(monkeypatch, "app", "--port", 7) == 130
+    assert sidestep("app", "--port", 7) == 130
     assert capsys.readouterr().out.startswith("Sidestep is at http://127.0.0.1:7 ")
 
 
 def test_options_of_every_command_stand_before_the_second_name_too(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    sidestep: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     inspect = ("inspect", FURNITURE, "--no-photos")
     for command in (("capture", "--json", *inspect), ("capture", *inspect, "--json"), ("--json", "capture", *inspect)):
-        assert sidestep(monkeypatch, *command) == 0
+        assert sidestep(*command) == 0
         assert "scenes" in json.loads(capsys.readouterr().out)
 
 
@@ -314,32 +356,30 @@ def prior(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def sidestep(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["sidestep", *map(str, arguments)])
-    with pytest.raises(SystemExit) as end:
-        main()
-    return int(end.value.code or 0)
-
-
-def interrupted(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    """Runs the command, and presses Ctrl-C when it has written half of its second file of tensors."""
-    written = []
+@pytest.fixture
+def interrupted(sidestep: Command, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Runs a command, and presses Ctrl-C when it has written half of its second file of tensors."""
     save = safetensors.torch.save_file
 
-    def save_file(tensors: object, path: Path, **options: Any) -> None:
-        written.append(path)
-        if len(written) == 2:
-            path.write_bytes(b"half")
-            os.kill(os.getpid(), signal.SIGINT)
-        save(tensors, path, **options)
+    def run(*arguments: object) -> int:
+        written = []
 
-    with monkeypatch.context() as patch:
-        patch.setattr("safetensors.torch.save_file", save_file)
-        return sidestep(monkeypatch, *arguments)
+        def save_file(tensors: object, path: Path, **options: Any) -> None:
+            written.append(path)
+            if len(written) == 2:
+                path.write_bytes(b"half")
+                os.kill(os.getpid(), signal.SIGINT)
+            save(tensors, path, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("safetensors.torch.save_file", save_file)
+            return sidestep(*arguments)
+
+    return run
 
 
 def test_interrupted_work_leaves_nothing_broken_and_goes_on(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], prior: Path, tmp_path: Path
+    sidestep: Command, interrupted: Command, capsys: pytest.CaptureFixture[str], prior: Path, tmp_path: Path
 ) -> None:
     def check_interrupt() -> None:
         assert capsys.readouterr().err.splitlines()[-1] == "interrupted; run the same command again to go on"
@@ -347,11 +387,11 @@ def test_interrupted_work_leaves_nothing_broken_and_goes_on(
 
     store, run = tmp_path / "store", tmp_path / "run"
     encode = ("encode", FURNITURE, "--prior", prior, "--out", store, "--steps", 2, "--scenes-per-shard", 1)
-    assert interrupted(monkeypatch, *encode) == 130
+    assert interrupted(*encode) == 130
     check_interrupt()
     (shard,) = store.glob("*.safetensors")
     first = shard.stat().st_mtime_ns
-    assert sidestep(monkeypatch, *encode, "--json") == 0
+    assert sidestep(*encode, "--json") == 0
     assert json.loads(capsys.readouterr().out)["scenes"] == 3
     assert shard.stat().st_mtime_ns == first  # what was done is not done again
 
@@ -363,9 +403,9 @@ def test_interrupted_work_leaves_nothing_broken_and_goes_on(
     write_split(tmp_path / "split.json", {"train": scenes[:2], "val": scenes[2:], "test": []})
     settings["split"] = str(tmp_path / "split.json")
     (tmp_path / "tunet.yaml").write_text(json.dumps(settings))  # JSON is YAML
-    assert interrupted(monkeypatch, "train", tmp_path / "tunet.yaml") == 130
+    assert interrupted("train", tmp_path / "tunet.yaml") == 130
     check_interrupt()
-    assert sidestep(monkeypatch, "train", tmp_path / "tunet.yaml") == 0
+    assert sidestep("train", tmp_path / "tunet.yaml") == 0
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps[-1] == 3
     assert (run / "model" / "tunet" / "config.json").exists()

@@ -3,27 +3,18 @@
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from sidestep.captures import read_captures
 from sidestep.captures.packing import pack_captures
 from sidestep.captures.streaming import stream_scenes
-from sidestep.cli import main
 from sidestep.errors import SidestepError
 
-pytestmark = pytest.mark.usefixtures("own_process")
+Command = Callable[..., int]  # runs the command line, by its arguments; the exit code
 FURNITURE = Path(__file__).parents[1] / "data" / "furniture"
-
-
-def sidestep(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> int:
-    """Runs the command in this process; its exit code."""
-    monkeypatch.setattr(sys, "argv", ["sidestep", *map(str, arguments)])
-    with pytest.raises(SystemExit) as end:
-        main()
-    return int(end.value.code or 0)
 
 
 @pytest.fixture(scope="module")
@@ -43,38 +34,38 @@ def packed(captures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_pack_tells_what_it_wrote(
-    captures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    sidestep: Command, captures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "pack"
     for _ in range(2):
-        assert sidestep(monkeypatch, "--json", "pack", captures, out, "--frames-per-shard", 25) == 0
+        assert sidestep("--json", "pack", captures, out, "--frames-per-shard", 25) == 0
         told = json.loads(capsys.readouterr().out)
         size = sum(path.stat().st_size for path in out.glob("*.tar"))
         assert told == {"pack": str(out), "shards": 2, "scenes": 2, "frames": 50, "bytes": size}
-    assert sidestep(monkeypatch, "pack", captures, out) == 1
+    assert sidestep("pack", captures, out) == 1
     assert "25 frames a shard, not 1000; name another folder" in capsys.readouterr().err
 
 
 def test_a_pack_is_inspected_as_its_folder_is(
-    captures: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    sidestep: Command, captures: Path, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = []
     for data in (captures, packed):
-        assert sidestep(monkeypatch, "--json", "capture", "inspect", data, "--out", tmp_path / "page.html") == 0
+        assert sidestep("--json", "capture", "inspect", data, "--out", tmp_path / "page.html") == 0
         told = json.loads(capsys.readouterr().out)
         found.append((told["totals"], told["findings"], [(scene["id"], scene["facts"]) for scene in told["scenes"]]))
     assert found[0] == found[1]
 
 
 def test_a_damaged_photo_in_a_pack_is_found_by_inspecting_it(
-    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    sidestep: Command, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pack = Path(shutil.copytree(packed, tmp_path / "pack"))
     photo = read_captures(pack)[1].frames[4].path
     with open(pack / "shard-00001.tar", "r+b") as shard:
         shard.seek(photo.start)  # type: ignore[union-attr]
         shard.write(b"\0" * 100)
-    assert sidestep(monkeypatch, "capture", "inspect", pack) == 1
+    assert sidestep("capture", "inspect", pack) == 1
     assert "sofa/scopia076: Photo cannot be decoded" in capsys.readouterr().out
 
 

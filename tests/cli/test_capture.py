@@ -1,4 +1,4 @@
-"""`sidestep capture import`: what it prints, and that Ctrl-C ends it with COLMAP."""
+"""`sidestep capture`: what is printed of a set and of an import, and that Ctrl-C ends an import with COLMAP."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,8 @@ import pytest
 from PIL import Image
 
 from sidestep.captures.photos import Import, Imported, LensFound
-from sidestep.cli import main
 
-pytestmark = pytest.mark.usefixtures("own_process")
+Command = Callable[..., int]  # runs the command line, by its arguments; the exit code
 FOUND = Import(
     Path("out"),
     (Imported("000.jpg", "a.jpg"), Imported(None, "b.jpg", "overlaps with no other photo")),
@@ -27,17 +27,39 @@ FOUND = Import(
 )
 
 
+def test_an_inspection_is_told_and_fails_on_an_error(
+    sidestep: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    furniture = Path(__file__).parents[1] / "data" / "furniture"
+    page = tmp_path / "page.html"
+    assert sidestep("capture", "inspect", furniture, "--out", page, "--no-photos") == 0
+    told = capsys.readouterr().out
+    assert "3 scenes, 0 unreadable" in told
+    assert str(page) in told
+    assert page.read_text().startswith("<!doctype html>")
+
+    (tmp_path / "set" / "unposed" / "images").mkdir(parents=True)
+    assert sidestep("capture", "inspect", tmp_path / "set", "--json") == 1
+    (finding,) = json.loads(capsys.readouterr().out)["findings"]
+    assert (finding["severity"], finding["scene"]) == ("error", "unposed")
+
+    assert sidestep("capture", "inspect", tmp_path / "absent") == 1
+    assert "error:" in capsys.readouterr().err
+    for out, fault in ((tmp_path, "is a folder; name a file in it"), (page / "page.html", "cannot be a folder")):
+        assert sidestep("capture", "inspect", furniture, "--out", out) == 1
+        told = capsys.readouterr()
+        assert fault in told.err
+        assert not told.out
+
+
 @pytest.mark.parametrize("as_json", [False, True])
 def test_what_came_of_the_photos_is_printed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], as_json: bool
+    sidestep: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], as_json: bool
 ) -> None:
     asked = []
     monkeypatch.setattr("sidestep.captures.photos.import_photos", lambda *options: asked.append(options[:4]) or FOUND)
-    command = ["sidestep", "capture", "import", "photos", "out", "--frames", "40", *(["--json"] if as_json else [])]
-    monkeypatch.setattr(sys, "argv", command)
-    with pytest.raises(SystemExit) as end:
-        main()
-    assert end.value.code == 0
+    command = ("capture", "import", "photos", "out", "--frames", "40", *(["--json"] if as_json else []))
+    assert sidestep(*command) == 0
     assert asked == [(Path("photos"), Path("out"), 40, 1600)]
     printed = capsys.readouterr().out
     if as_json:
