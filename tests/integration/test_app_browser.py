@@ -73,7 +73,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
     address, process = start(folder)
     yield address, folder
     process.send_signal(signal.SIGTERM)
-    process.wait(20)
+    process.wait(60)
     assert not list(folder.glob("sidestep-app-*"))
 
 
