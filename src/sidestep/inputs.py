@@ -108,10 +108,9 @@ def leads_out(path: Path, root: Path) -> bool:
 
 def link_out(path: Path, place: str) -> SidestepError:
     """The error of a file that `leads_out` of a place."""
-    target = path.resolve()
     return SidestepError(
-        f"{path}: a link out of {place}, to {target}; copy it there, or, if the link is yours, allow it: "
-        f"export {LINKS_TO}={target.parent}"
+        f"{path}: a link out of {place}, to {path.resolve()}; copy it there, or, if the link is yours, name a folder "
+        f"above that in the environment's {LINKS_TO}"
     )
 
 

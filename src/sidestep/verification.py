@@ -101,6 +101,10 @@ def _pack(path: str, progress: Progress | None) -> Verified:
                 faults.append(f"{storage.locate(name)}: damaged; copy it again, or delete it and pack again")
         except FileNotFoundError:
             faults.append(f"{storage.locate(name)}: no such file; copy the pack again, or pack again")
+        except SidestepError as error:
+            faults.append(str(error))
+        except OSError as error:  # of a disk that gives some of a file and then no more
+            faults.append(f"{storage.locate(name)}: cannot be read ({error.strerror or error})")
         if progress is not None:
             progress(done, len(lines))
     return Verified(path, "pack", len(lines), size, 0, faults)

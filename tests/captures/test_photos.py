@@ -166,7 +166,10 @@ def test_a_scene_that_is_there_is_kept_and_nothing_else_is_overwritten(
     scene: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sidestep.captures.photos.reconstruct", None)
+    left = scene.with_name(".corner.import")  # by a run that was killed between its last two steps
+    (left / "photos").mkdir(parents=True)
     assert import_photos(source, scene).placed == 8
+    assert [path.name for path in scene.parent.iterdir()] == ["corner"]
     copy = tmp_path / "copy"
     shutil.copytree(scene, copy)
     other = tmp_path / "other"

@@ -181,10 +181,11 @@ def import_photos(
     make_folder(place.parent)
     lock = place.with_name(f".{place.name}.import.lock")
     with alone(lock, f"{folder}: another import into it is running; wait for it, or choose another folder"):
+        work = place.with_name(f".{place.name}.import")
         earlier = _earlier(folder, settings)
         if earlier is not None:
+            shutil.rmtree(work, ignore_errors=True)  # of a run that was killed once its scene had its name
             return earlier
-        work = place.with_name(f".{place.name}.import")
         with _nothing_left_if_refused(work):
             photos, left_out = _prepare(work, source, settings, tell)
         found = reconstruct(work, tell)
