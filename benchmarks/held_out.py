@@ -29,7 +29,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     options.add_argument("--prior", default="bundled", help="folder or hub id of the prior [bundled]")
     options.add_argument("--data", type=Path, required=True, help="captures")
     options.add_argument("--split", choices=SPLITS, default="test", help="whose scenes, by model [test]")
-    options.add_argument("--scenes", type=int, help="how many, evenly spread over the split [all]")
+    options.add_argument("--scenes", type=int, help="how many of the split [all]")
     options.add_argument("--t-star", type=int, nargs="+", help="timesteps to invert to")
     options.add_argument("--batch-size", type=int, default=8, help="pictures at once [8]")
     options.add_argument("--device", help="cpu, cuda or mps [the best one present]")

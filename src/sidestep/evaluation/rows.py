@@ -262,8 +262,9 @@ class Batch:
 
 
 def relative_cameras(pairs: Sequence[PairOfFrames], size: int) -> tuple[Camera, Camera]:
-    """(reference, target) cameras of `size` pixels, batched, in each reference's frame, scaled as TUNet was trained:
-    the subject at distance 1 from the reference, as in the store of latents.
+    """(reference, target) cameras of `size` pixels, batched, in each reference's frame, scaled as TUNet was trained.
+
+    That is, with the subject at distance 1 from the reference, as in the store of latents.
     """
     references, targets = [], []
     for pair in pairs:

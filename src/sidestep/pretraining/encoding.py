@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderDC
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sidestep.checksums import read_tensors
@@ -76,12 +76,15 @@ def _kept(path: Path, digest: str) -> tuple[dict[str, Tensor], float] | None:
     if not path.exists():
         return None
     try:
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("made_of") != digest:
+                return None
         tensors, metadata = read_tensors(path)
         factor = float(metadata["scaling_factor"])
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         logger.warning("%s: damaged (%s); making it anew", path, error)
         return None
-    return (tensors, factor) if metadata.get("made_of") == digest else None
+    return tensors, factor
 
 
 def _latents(vae: AutoencoderDC, images: Iterator[Tensor]) -> Tensor:
