@@ -255,7 +255,7 @@ def test_what_is_no_photo_and_no_json_is_refused(
 )
 def test_only_the_functions_of_the_page_are_called(client: TestClient, changed: dict[str, Any]) -> None:
     assert begin(client, "one").status_code == 200
-    assert begin(client, "one", **changed).status_code == 422
+    assert begin(client, "one", **changed).status_code == 404
 
 
 @pytest.mark.parametrize("name", ["", None, 7, ["a"], "../../etc", "a b", "x" * 65, "a\r\nSet-Cookie: a=b", "é"])
@@ -462,9 +462,31 @@ def test_a_second_file_and_a_long_name_of_an_upload_are_refused(client: TestClie
 def test_who_does_not_read_the_answers_gets_no_more(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answers, "are_unread", lambda page, session: session == "one")
     body = {"data": [], "fn_index": function(client, "make")["id"]}
-    for session, answer in (("one", 503), ("two", 200)):
-        assert client.post(f"{API}/queue/join", json={**body, "session_hash": session}).status_code == answer
+    refused, taken = (client.post(f"{API}/queue/join", json={**body, "session_hash": name}) for name in ("one", "two"))
+    assert taken.status_code == 200
+    assert refused.status_code == 429
+    assert "load the page again" in refused.json()["error"]
     assert begin(client, "one").status_code == 200  # what waits in no queue
+
+
+@pytest.mark.parametrize("path", ["queue/join", "run/predict"])
+def test_the_page_can_show_why_a_call_was_refused(app: Any, guarded: Any, path: str) -> None:
+    owner, other = visitor(app), visitor(app)
+    for client in (owner, other):
+        client.get("/")
+    body = {"data": [], "fn_index": function(owner, "make")["id"], "session_hash": f"shown-{path.partition('/')[0]}"}
+    assert owner.post(f"{API}/{path}", json=body).status_code == 200
+    elsewhere = {"origin": "https://evil.example"}
+    for answer, status, words in (
+        (other.post(f"{API}/{path}", json=body), 403, "load the page again"),
+        (owner.post(f"{API}/{path}", json={**body, "fn_index": -1}), 404, "load it again"),
+        (owner.post(f"{API}/{path}", json=[]), 400, "Not a JSON object"),
+        (owner.post(f"{API}/{path}", json=body, headers=elsewhere), 403, "another site"),
+        (owner.post(f"{API}/{path}", json={**body, "a": "a" * MAX_BODY}), 413, "Too large"),
+        (visitor(guarded, BEYOND).post(f"{API}/{path}", json=body), 401, "load the page again"),
+    ):
+        assert answer.status_code == status
+        assert words in answer.json()["error"]  # with any other body it says that it could not be parsed
 
 
 def test_the_page_may_say_that_an_event_is_over(client: TestClient) -> None:

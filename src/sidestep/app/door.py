@@ -69,7 +69,7 @@ input, button {{ font: inherit; box-sizing: border-box; width: 100%; margin-top:
 
 class _Refused(Exception):
     def __init__(self, status: int, words: str) -> None:
-        self.answer = PlainTextResponse(words, status)
+        self.status, self.words = status, words
 
 
 class Door:
@@ -100,7 +100,7 @@ class Door:
             try:
                 await self._enter(scope, receive, send)
             except _Refused as refused:
-                await refused.answer(scope, receive, send)
+                await _told(scope["path"], refused.status, refused.words)(scope, receive, send)
             except ClientDisconnect:  # there is nobody to tell
                 pass
         else:
@@ -193,10 +193,11 @@ class Door:
             raise _Refused(400, "Not a JSON object")
         session, path = told.get("session_hash", ""), request.scope["path"]
         self._check_owner(visitor, session)
-        if path == JOIN or path.startswith(RUN):
+        if _is_call(path):
             self._check_call(told)
         if path == JOIN and answers.are_unread(self._page, session):
-            raise _Refused(503, "The last answers were not read; read them, or load the page again")
+            # A page reads on only when it was let join, so it will not.
+            raise _Refused(429, "Too many answers were not read; load the page again")
 
         async def again() -> Any:
             return waiting.pop() if waiting else await request.receive()
@@ -208,7 +209,7 @@ class Door:
         index, data = told.get("fn_index"), told.get("data")
         function = self._page.fns.get(index) if isinstance(index, int) else None
         if function is None or not isinstance(data, list) or len(data) != len(function.inputs) or told.get("batched"):
-            raise _Refused(422, "The page has no such function")
+            raise _Refused(404, "The page has no such function; load it again")
         # Gradio would copy any file of this machine, or fetch any address, for who names it in place of an upload.
         for path in _paths(told):
             file = Path(path) if isinstance(path, str) else Path()
@@ -300,7 +301,21 @@ def _ask(path: str, fault: str = "") -> Response:
     headers = {"www-authenticate": "Bearer", **_UNKEPT}
     if path == "/":
         return HTMLResponse(_ASK.format(action=ENTER, fault=fault), 401, headers)
-    return PlainTextResponse("The token is missing, or another", 401, headers)
+    return _told(path, 401, "The token is missing, or another; load the page again", headers)
+
+
+def _is_call(path: str) -> bool:
+    """Whether one of the page's functions is called."""
+    return path == JOIN or path.startswith(RUN)
+
+
+def _told(path: str, status: int, words: str, headers: dict[str, str] | None = None) -> Response:
+    """A refusal, as who asks reads it: gradio's page shows its user the `error` of a call that failed, except where
+    the status is 422 or 503, for which it has words of its own.
+    """
+    if _is_call(path):
+        return JSONResponse({"error": words}, status, headers)
+    return PlainTextResponse(words, status, headers)
 
 
 def _with(send: Any, *headers: tuple[bytes, bytes]) -> Any:
