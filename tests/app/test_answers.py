@@ -44,3 +44,29 @@ def test_what_nobody_reads_is_counted_and_forgotten_with_its_session(
         assert list(queue.pending_messages_per_session) == list(queue.pending_event_ids_session) == ["two"]
 
     asyncio.run(run())
+
+
+def test_answers_of_sessions_that_ended_are_swept(studio: Studio, tmp_path: Path) -> None:
+    async def run() -> None:
+        sessions = Sessions(studio, tmp_path)
+        page = build_page(studio, sessions, [])
+        queue: Any = page._queue
+        number = next(i for i, each in page.fns.items() if each.queue)
+        for session in ("ended", "asks again", "there"):
+            body = PredictBodyInternal(session_hash=session, fn_index=number, data=[])
+            await queue.push(body, Request({"type": "http"}), None)
+        for event in list(queue.event_ids_to_events.values()):
+            queue.send_message(event, HeartbeatMessage())
+            if event.session_hash != "asks again":
+                del queue.event_ids_to_events[event._id]  # as gradio does when it is over
+        with sessions.use("there"):
+            pass
+        answers.sweep(page, sessions)
+        kept = queue.pending_messages_per_session, queue.pending_event_ids_session
+        assert [sorted(each) for each in kept] == [["asks again", "there"]] * 2
+        sessions.end("there")
+        answers.sweep(page, sessions)
+        assert [list(each) for each in kept] == [["asks again"]] * 2
+        queue.send_message(next(iter(queue.event_ids_to_events.values())), HeartbeatMessage())  # arrives
+
+    asyncio.run(run())

@@ -3,11 +3,11 @@
 import asyncio
 import socket
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sidestep.app import answers, server
 from sidestep.app.sessions import Sessions
 from sidestep.app.studio import Studio
 from sidestep.errors import SidestepError
@@ -16,7 +16,7 @@ pytest.importorskip("gradio", reason="the page's extra is not installed")
 
 from starlette.testclient import TestClient
 
-from sidestep.app.server import _listen, _sweep, example_photos, serve
+from sidestep.app.server import _listen, example_photos, serve
 from sidestep.app.uploads import Uploads
 
 
@@ -55,15 +55,33 @@ def test_a_proxy_on_this_machine_passes_on_its_own_name(build: Callable[..., Any
     assert client.get("/config", headers=headers).status_code == 401  # as for a name that is pointed here
 
 
-def test_a_sweep_that_fails_ends_nothing(
-    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_sweep_that_fails_ends_no_other_and_comes_again(
+    build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(self: Path) -> Any:
-        raise OSError(24, "Too many open files")
+    swept: list[str] = []
 
-    monkeypatch.setattr(Path, "iterdir", fail)
-    asyncio.run(_sweep(Sessions(studio, tmp_path), Uploads(tmp_path)))
-    assert "Too many open files" in caplog.text
+    def fail(name: str) -> Any:
+        swept.append(name)
+        raise OSError(24, f"Too many open files for {name}")
+
+    async def fail_async(self: Uploads) -> None:
+        fail("uploads")
+
+    monkeypatch.setattr(server, "SWEEP", 0.01)
+    monkeypatch.setattr(Sessions, "sweep", lambda self: fail("sessions"))
+    monkeypatch.setattr(answers, "sweep", lambda page, sessions: fail("answers"))
+    monkeypatch.setattr(Uploads, "sweep", fail_async)
+    app = build()
+
+    async def run() -> None:  # as any server does
+        async with app.router.lifespan_context(app):
+            while len(swept) < 6:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+    assert swept[:6] == ["sessions", "answers", "uploads"] * 2
+    for name in swept[:3]:
+        assert f"Too many open files for {name}" in caplog.text
 
 
 def test_no_other_site_may_frame_the_page(client: TestClient) -> None:

@@ -6,7 +6,8 @@ import logging
 import os
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,6 @@ def serve(studio: Studio, host: str, port: int, ready: Callable[[str], None], to
         port = listening.getsockname()[1]
         app = build_app(studio, Path(folder), host, port, token)
         ready(f"http://{_in_address(host)}:{port}")
-        sessions: Sessions = app.state.sessions
-        uploads: Uploads = app.state.uploads
-
         config = uvicorn.Config(
             app,
             http=Connection,  # which takes headers of a limited length alone, as h11 does
@@ -65,10 +63,8 @@ def serve(studio: Studio, host: str, port: int, ready: Callable[[str], None], to
             ws="none",
             log_level="warning",
             timeout_graceful_shutdown=1,
-            callback_notify=lambda: _sweep(sessions, uploads),
-            timeout_notify=SWEEP,
         )
-        _Server(config, sessions).run(sockets=[listening])
+        _Server(config, app.state.sessions).run(sockets=[listening])
 
 
 def build_app(
@@ -91,9 +87,16 @@ def build_app(
 
     from sidestep.app.page import build_page
 
-    app = FastAPI(openapi_url=None)
-    app.state.sessions, app.state.uploads = sessions, uploads
     page = build_page(studio, sessions, example_photos())
+
+    @asynccontextmanager
+    async def swept(app: FastAPI) -> AsyncIterator[None]:
+        sweeping = asyncio.create_task(_keep_sweeping(page, sessions, uploads))
+        yield
+        sweeping.cancel()
+
+    app = FastAPI(openapi_url=None, lifespan=swept)
+    app.state.sessions = sessions
 
     def end(session: str) -> None:
         sessions.end(session)
@@ -125,13 +128,29 @@ def build_app(
     )
 
 
-async def _sweep(sessions: Sessions, uploads: Uploads) -> None:
-    """Removes what is over. That it fails once, as where no file can be opened any more, does not end the server."""
-    try:
+async def _keep_sweeping(page: Any, sessions: Sessions, uploads: Uploads) -> None:
+    while True:
+        await asyncio.sleep(SWEEP)
+        await _sweep(page, sessions, uploads)
+
+
+async def _sweep(page: Any, sessions: Sessions, uploads: Uploads) -> None:
+    """Removes what is over."""
+    with _survived():
         await asyncio.to_thread(sessions.sweep)
+    with _survived():
+        answers.sweep(page, sessions)
+    with _survived():
         await uploads.sweep()
-    except OSError as error:
-        logger.error("what is over could not be removed: %s", error)
+
+
+@contextmanager
+def _survived() -> Iterator[None]:
+    """That something cannot be removed once, as where no file can be opened any more, ends nothing else."""
+    try:
+        yield
+    except Exception as error:  # of a defect, the terminal is told where it is
+        logger.error("what is over could not be removed: %s", error, exc_info=not isinstance(error, OSError))
 
 
 def _theme() -> Any:
