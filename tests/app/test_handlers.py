@@ -1,16 +1,20 @@
 """What the page's controls do to its components, with miniature models and without a browser."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from sidestep.app import session as session_module
+from sidestep.app import sessions as sessions_module
 from sidestep.app.poses import Pose
 from sidestep.app.session import Session, Settings
 from sidestep.app.sessions import Sessions
 from sidestep.app.studio import Studio
 from sidestep.errors import SidestepError
+from sidestep.pipeline import NovelViewPipeline
 
 pytest.importorskip("gradio", reason="the page's extra is not installed")
 
@@ -250,6 +254,56 @@ def test_who_finds_no_place_is_told(handlers: Handlers, warnings: list[str], mon
     assert not cancel["interactive"]
     assert handlers.cancel(USER)[0]["text"] == "Cancelled."
     assert len(warnings) == 1
+
+
+@pytest.mark.parametrize("control", ["upload", "follow", "choose_model", "describe", "make"])
+def test_whose_photo_is_at_work_keeps_the_place(
+    tiny: NovelViewPipeline,
+    photo: Path,
+    tmp_path: Path,
+    warnings: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    control: str,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(sessions_module, "monotonic", lambda: now)
+    monkeypatch.setattr(sessions_module, "MAX_SESSIONS", 1)
+
+    def come() -> None:
+        with pytest.raises(SidestepError, match="try again"), sessions.use("two"):
+            pass
+
+    def a_newcomer(*_: object, **__: object) -> Any:
+        nonlocal now
+        now += sessions_module.UNUSED + 1
+        sessions.sweep()
+        come()
+        raise SidestepError("was here")
+
+    studio = Studio(["tiny"], lambda name: tiny, a_newcomer)
+    sessions = Sessions(studio, tmp_path)
+    handlers = Handlers(studio, sessions, [])
+    with sessions.use("one") as session:
+        session.open(photo)
+    monkeypatch.setattr(tiny, "invert", a_newcomer)
+    monkeypatch.setattr(session_module, "load_image", a_newcomer)
+    controls: dict[str, Callable[[], Any]] = {
+        "upload": lambda: list(handlers.upload(str(photo), "tiny", USER)),
+        "follow": lambda: handlers.follow(POSE, 45, "tiny", "", SINGLE, 5, False, [], True, USER),
+        "choose_model": lambda: handlers.choose_model("tiny", USER),
+        "describe": lambda: list(handlers.describe(USER)),
+        "make": lambda: make(handlers, None),
+    }
+    try:
+        controls[control]()
+    except gr.Error as error:
+        warnings.append(error.message)
+    assert warnings == ["was here"]
+    now += sessions_module.SPARE - 1  # since it ended
+    come()
+    now += 2
+    with sessions.use("two"):
+        pass
 
 
 @pytest.mark.parametrize("index", [-1, 10**9, None, "1", [1], 0.5])

@@ -1,12 +1,9 @@
 """All users' sessions: who has a place, and for how long."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from sidestep.app import session as session_module
 from sidestep.app import sessions as module
 from sidestep.app.poses import Pose
 from sidestep.app.session import Session, Settings
@@ -14,7 +11,6 @@ from sidestep.app.sessions import Sessions
 from sidestep.app.studio import Studio
 from sidestep.app.turns import Cancelled
 from sidestep.errors import SidestepError
-from sidestep.pipeline import NovelViewPipeline
 
 SETTINGS = Settings("tiny", 45.0, steps=3)
 
@@ -130,39 +126,3 @@ def test_who_waits_for_others_work_keeps_the_place(
     of(sessions, "two").begin()  # of nothing
     now += module.SPARE + 1
     assert not of(sessions, "three").has_photo
-
-
-@pytest.mark.parametrize("call", ["picture", "coarse", "describe", "open", "make"])
-def test_whose_photo_is_at_work_keeps_the_place(
-    tiny: NovelViewPipeline, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
-) -> None:
-    now = 0.0
-    monkeypatch.setattr(module, "monotonic", lambda: now)
-    monkeypatch.setattr(module, "MAX_SESSIONS", 1)
-
-    def a_newcomer(*_: object, **__: object) -> Any:
-        nonlocal now
-        now += module.UNUSED + 1
-        sessions.sweep()
-        with pytest.raises(SidestepError, match="try again"):
-            of(sessions, "two")
-        raise SidestepError("was here")
-
-    sessions = Sessions(Studio(["tiny"], lambda name: tiny, a_newcomer), tmp_path)
-    of(sessions, "one").open(photo)
-    monkeypatch.setattr(tiny, "invert", a_newcomer)
-    monkeypatch.setattr(session_module, "load_image", a_newcomer)
-    calls: dict[str, Callable[[Session], Any]] = {
-        "picture": lambda session: session.picture("tiny"),
-        "coarse": lambda session: session.coarse(SETTINGS, Pose()),
-        "describe": lambda session: session.describe(),
-        "open": lambda session: session.open(photo),
-        "make": lambda session: list(session.make(SETTINGS, Pose())),
-    }
-    with sessions.use("one") as session, pytest.raises(SidestepError, match="was here"):
-        calls[call](session)
-    now += module.SPARE - 1  # since it ended
-    with pytest.raises(SidestepError, match="try again"):
-        of(sessions, "two")
-    now += 2
-    of(sessions, "two")
