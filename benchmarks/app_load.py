@@ -3,7 +3,7 @@
 Each client does over HTTP what the page does in a browser: it comes, sends a photo of its own, drags the camera and
 has views made, and compares what it gets with the same views made alone beforehand. Some press Cancel, some close the
 page while they wait, some send what is no photo; a slow one sends, and another reads, a byte a second. It fails if an
-answer is lost or is another client's.
+answer is lost or is another client's. Its miniature model is the tests' own, so it needs tests/ beside its folder.
 """
 
 import argparse
@@ -37,11 +37,11 @@ from PIL import Image
 from table import markdown, publish, run
 
 from sidestep import NovelViewPipeline
-from sidestep.app.parts import data_url
 from sidestep.app.poses import Pose
 from sidestep.app.session import Made, Session, Settings
 from sidestep.app.studio import Studio
 from sidestep.errors import SidestepError
+from sidestep.images import jpeg_url
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from miniatures import tiny_pipeline
@@ -168,7 +168,7 @@ def _users(folder: Path, model: str, count: int, steps: int) -> list[User]:
 
 def _shown(picture: Image.Image) -> Image.Image:
     """A picture as the page's JPEG has it."""
-    return _opened(data_url(picture))
+    return _opened(jpeg_url(picture))
 
 
 def _difference(one: Image.Image, other: Image.Image) -> float:

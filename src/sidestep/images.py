@@ -132,10 +132,10 @@ def to_image(tensor: Tensor) -> Image.Image:
     return Image.fromarray(pixels.round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
 
 
-def jpeg_url(image: Image.Image, quality: int) -> str:
+def jpeg_url(image: Image.Image, quality: int = 92) -> str:
     """An image as the URL of a JPEG that it holds itself, for a page that needs no other file."""
     file = io.BytesIO()
-    image.convert("RGB").save(file, "JPEG", quality=quality, optimize=True, comment=b"")
+    image.convert("RGB").save(file, "JPEG", quality=quality, comment=b"")
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from sidestep.app import poses
-from sidestep.app.parts import data_url, told
+from sidestep.app.parts import told
 from sidestep.app.poses import Pose
 from sidestep.app.session import Made, Session, Settings
 from sidestep.app.sessions import Sessions
@@ -19,6 +19,7 @@ from sidestep.app.studio import Studio
 from sidestep.app.turns import Cancelled
 from sidestep.cameras import Camera
 from sidestep.errors import SidestepError
+from sidestep.images import jpeg_url
 from sidestep.pipeline import DEFAULT_FOV, NovelViewPipeline
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ class Handlers:
         try:
             with self._use(request) as session:
                 fov = session.open(path)
-                photo = data_url(session.picture(model))
+                photo = jpeg_url(session.picture(model))
         except Exception as error:
             yield (None, *kept, _refused(error))
             return
@@ -104,7 +105,7 @@ class Handlers:
                     if has_photo:
                         gr.Warning("The server no longer has the photo; choose it again.")
                     return "", gr.update(**drawn, photo="", preview=""), ""
-                preview = data_url(session.coarse(Settings(model, fov, category or None), where))
+                preview = jpeg_url(session.coarse(Settings(model, fov, category or None), where))
         except Exception as error:
             raise _error(error) from None
         return preview, gr.update(**drawn, preview=preview), gr.skip()
@@ -129,7 +130,7 @@ class Handlers:
         try:
             pipe = self._studio.pipe(model)
             with self._use(request) as session:
-                photo = data_url(session.picture(model)) if session.has_photo else ""
+                photo = jpeg_url(session.picture(model)) if session.has_photo else ""
         except Exception as error:
             raise _error(error) from None
         return (
@@ -214,7 +215,7 @@ class Handlers:
 
     def _made(self, made: Made, where: Pose) -> Updates:
         views, index = made.views, made.shown
-        coarse, final = data_url(views.coarse[index]), data_url(views.images[index])
+        coarse, final = jpeg_url(views.coarse[index]), jpeg_url(views.images[index])
         count = len(views.images)
         if count == 1:
             done, note = "Done.", f"yaw {where.yaw:g}°, pitch {where.pitch:g}°, distance {where.distance:g}"

@@ -1,8 +1,6 @@
 """The page's own components: what gradio has none of, or none that the keyboard and a screen reader can use."""
 
-import base64
 import html
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +8,7 @@ import gradio as gr
 from PIL import Image
 
 from sidestep.app.poses import Pose, scene
+from sidestep.images import jpeg_url
 
 _VIEWPORT = """
 <sidestep-viewport></sidestep-viewport>
@@ -113,13 +112,6 @@ ${value.length < 2 ? '<p class="hint">Move the orange camera and add it, twice o
 """
 
 
-def data_url(image: Image.Image) -> str:
-    """A picture as a URL that holds it, so that it leaves no file behind."""
-    file = io.BytesIO()
-    image.convert("RGB").save(file, "JPEG", quality=92, comment=b"")
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
-
-
 def viewport(elevation: float, fov: float) -> gr.HTML:
     """The scene in 3D. Its value is the target's pose; its event `input` comes while a user moves it."""
     pose = Pose()
@@ -179,5 +171,5 @@ def told(text: str, done: int = 0, total: int = 0, *, tone: str = "") -> dict[st
 
 def examples(pictures: Sequence[tuple[str, Image.Image]]) -> gr.HTML:
     """Buttons with a picture each; the event `click` carries the index of one."""
-    value = [{"name": html.escape(name), "url": data_url(image)} for name, image in pictures]
+    value = [{"name": html.escape(name), "url": jpeg_url(image)} for name, image in pictures]
     return gr.HTML(value, html_template=_EXAMPLES, js_on_load=_EXAMPLES_JS, apply_default_css=False, elem_id="examples")
