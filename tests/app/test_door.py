@@ -18,6 +18,7 @@ from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.websockets import WebSocketDisconnect
 
 from sidestep.app.door import MAX_BODY, MAX_UPLOAD
+from sidestep.app.visitors import MAX_EACH
 
 API = "/gradio_api"
 TOKEN = "a token of words and 1 number"
@@ -325,6 +326,22 @@ def test_a_session_is_the_visitors_who_used_it_first(app: Any) -> None:
         twice = "queue/data?session_hash=theirs&session_hash=mine"
         assert stranger.get(f"{API}/{twice}").status_code == 400
     assert begin(one, "mine").status_code == 200
+
+
+def test_with_a_page_too_many_the_longest_unused_one_goes_with_its_answers(app: Any) -> None:
+    client = visitor(app)
+    client.get("/")
+    body = {"data": [], "fn_index": function(client, "make")["id"]}
+    names = [f"page-{number}" for number in range(MAX_EACH + 1)]
+    for name in names:
+        assert begin(client, name).status_code == 200
+        assert client.post(f"{API}/queue/join", json={**body, "session_hash": name}).status_code == 200
+    (queue,) = (
+        each.app.get_blocks()._queue for each in app.routes if hasattr(getattr(each, "app", None), "get_blocks")
+    )
+    assert [name for name in names if name in queue.pending_messages_per_session] == names[1:]
+    assert [name for name in names if name in queue.pending_event_ids_session] == names[1:]
+    assert [name for name in names if app.state.sessions.find(name) is not None] == names[1:]
 
 
 @pytest.mark.parametrize(
