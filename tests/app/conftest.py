@@ -1,7 +1,6 @@
 """Miniature models, and photos to give them."""
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from string import ascii_lowercase
 from types import ModuleType
@@ -50,7 +49,7 @@ def reading_studio(tiny: NovelViewPipeline, reader: NovelViewPipeline) -> Studio
 
 
 @pytest.fixture(scope="session")
-def build(tiny: NovelViewPipeline, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+def build(tiny: NovelViewPipeline, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     """Makes the page, whose private folder is `app.state.folder`; options are those of `build_app`."""
     pytest.importorskip("gradio", reason="the page's extra is not installed")
     from sidestep.app.server import build_app
@@ -61,9 +60,9 @@ def build(tiny: NovelViewPipeline, tmp_path_factory: pytest.TempPathFactory) -> 
         app.state.folder = folder
         return app
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "environ", os.environ.copy())
-        yield built
+    # What `build_app` sets in the environment stays: a copy of it in os.environ's place, for as long as this is there,
+    # would keep from other tests' processes what those tests set for them.
+    return built
 
 
 @pytest.fixture(scope="session")
